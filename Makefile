@@ -1,0 +1,60 @@
+# make demo    the whole job on the toy world, offline: label, features, train, evaluate, segment
+# make test    lint, types and all tests
+#
+# Both make .venv first. PYTHON chooses the interpreter (3.11 or newer), WORK where results go.
+
+PYTHON ?= python3
+WORK ?= work/toy
+DATA ?= data/toy
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+RUN := $(BIN)/python
+TOY := --config=configs/toy.py --workdir=$(WORK)
+TRUTH := --config=configs/toy.py --workdir=$(WORK)/oracle --config.data.annotations=$(DATA)/train/labels
+ON := --config.data.images=$(DATA)/train/images --config.data.words=$(DATA)/train/words.txt \
+	--config.eval.folder=$(DATA)/test
+
+demo: .venv/demo
+	@echo "1/5  Scenes, and their pseudo labels by CLIP and SAM"
+	@$(RUN) -m toyworld --out=$(DATA)
+	@$(RUN) -m labelling $(TOY) $(ON)
+	@echo "2/5  Patch features of the frozen vision encoder"
+	@$(RUN) -m fmbseg_jax.features $(TOY) $(ON)
+	@echo "3/5  The aligner; then, as the ceiling, one trained on the ground truth"
+	@$(RUN) train.py $(TOY) $(ON)
+	@$(RUN) -m labelling $(TRUTH) $(ON)
+	@$(RUN) -m fmbseg_jax.features $(TRUTH) $(ON)
+	@$(RUN) train.py $(TRUTH) $(ON)
+	@echo "4/5  Evaluation on unseen scenes"
+	@$(RUN) -m labelling $(TOY) $(ON) --predict
+	@$(RUN) evaluate.py $(TOY) $(ON)
+	@echo "5/5  Segmentation of a folder, by words of your choice"
+	@$(RUN) -m fmbseg_jax.segment --model=$(WORK)/export --images=$(DATA)/test/images \
+		--words="$$(paste -sd, $(DATA)/test/words.txt)" --out=$(WORK)/segmented
+	@echo
+	@echo "Look at $(WORK)/evaluation/contact_sheet.png. The aligner is in $(WORK)/export."
+	@echo "Next, your own images (the toy's encoders know only its scenes, real ones are fetched):"
+	@echo "  $(RUN) -m labelling --config=configs/folder.py --workdir=work/mine --images=PHOTOS --words=WORDS.txt"
+
+test: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+.venv/demo: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make demo PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/test: .venv/demo requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf $(WORK) $(DATA)
+
+.PHONY: demo test clean

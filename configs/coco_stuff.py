@@ -1,0 +1,19 @@
+"""The paper's setting (section 4.1): COCO-Stuff's 118,287 images, ViT-L/14 encoders, SAM ViT-H.
+
+    python -m labelling           --config=configs/coco_stuff.py --workdir=work/coco_stuff
+    python -m fmbseg_jax.features --config=configs/coco_stuff.py --workdir=work/coco_stuff
+    python train.py               --config=configs/coco_stuff.py --workdir=work/coco_stuff
+
+Images: data/coco/train2017. Words: the 171 of COCO-Stuff, one a line. SAM: sam_vit_h_4b8939.pth from
+segment-anything's page. Score to expect, by the paper: 29.88 mIoU on COCO-Stuff. Not run by us yet:
+it takes days on a GPU, and about 250 GB for the features.
+"""
+
+from fmbseg_jax.config import Config
+
+
+def get_config() -> Config:
+    config = Config()
+    config.data.images = "data/coco/train2017"
+    config.data.words = "data/coco/coco_stuff171.txt"
+    return config

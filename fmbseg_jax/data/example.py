@@ -1,0 +1,205 @@
+"""The contract between the stages: PseudoLabel and PatchFeatures as tf.train.Example records.
+
+A dataset folder is laid out so that `tensorflow_datasets.builder_from_directory(folder)` opens it:
+TFRecord shards, `features.json` and `dataset_info.json`; the words and the config that made it are
+in its `metadata.json`. TensorFlow is not needed for writing or for reading.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+from fmbseg_jax.errors import UserError
+
+
+def _none(*shape: int, dtype: type = np.float32) -> Any:
+    return dataclasses.field(default_factory=lambda: np.zeros(shape, dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class PseudoLabel:
+    """An image and the word of each of its pixels: what stage 1 writes (paper, section 3.2).
+
+    An image annotated by people is the same record without what follows `labels`.
+    """
+
+    image: bytes
+    """The file as it was: JPEG, PNG, or whatever Pillow reads."""
+    filename: str
+    """Path of the image, relative to the folder it came from."""
+    labels: np.ndarray
+    """uint16 [H, W], word index or IGNORE, in the upright orientation (EXIF applied)."""
+    found: np.ndarray = _none(0, dtype=np.uint16)
+    """uint16 [f], the words found in the image."""
+    votes: np.ndarray = _none(0, dtype=np.int32)
+    """int32 [f], crops that voted for each of `found`; -1 where the user gave the word."""
+    mask_words: np.ndarray = _none(0, dtype=np.uint16)
+    """uint16 [m], the word of each mask."""
+    mask_scores: np.ndarray = _none(0)
+    """float32 [m], SAM's confidence (predicted IoU) in each mask."""
+    mask_stages: np.ndarray = _none(0, dtype=np.uint8)
+    """uint8 [m], 11 for a mask of stage 1.1, 12 for one of stage 1.2."""
+    points: np.ndarray = _none(0, 2)
+    """float32 [p, 2], query points of stage 1.1, (x, y) in pixels of the upright image."""
+    point_words: np.ndarray = _none(0, dtype=np.uint16)
+    """uint16 [p], the word each query point stands for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchFeatures:
+    """The frozen encoder's patch features of an image, and the word of each patch."""
+
+    patches: np.ndarray
+    """float16 [n, d], row by row."""
+    labels: np.ndarray
+    """uint16 [n], word index or IGNORE."""
+    grid: np.ndarray
+    """int32 [2], (h, w) with h · w = n."""
+    filename: str
+
+
+@functools.cache
+def _features(kind: type) -> tfds.features.FeaturesDict:
+    def tensor(shape: tuple[int | None, ...], dtype: Any) -> tfds.features.Tensor:
+        return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
+
+    text = tfds.features.Text()
+    raw = tfds.features.Tensor(shape=(), dtype=np.object_)
+    if kind is PatchFeatures:
+        return tfds.features.FeaturesDict(
+            {
+                "patches": tensor((None, None), np.float16),
+                "labels": tensor((None,), np.uint16),
+                "grid": tensor((2,), np.int32),
+                "filename": text,
+            }
+        )
+    return tfds.features.FeaturesDict(
+        {
+            "image": raw,
+            "filename": text,
+            "labels": raw,  # 16-bit PNG: a tenth of the raw array
+            "found": tensor((None,), np.uint16),
+            "votes": tensor((None,), np.int32),
+            "mask_words": tensor((None,), np.uint16),
+            "mask_scores": tensor((None,), np.float32),
+            "mask_stages": tensor((None,), np.uint8),
+            "points": tensor((None, 2), np.float32),
+            "point_words": tensor((None,), np.uint16),
+        }
+    )
+
+
+@functools.cache
+def _serializer(kind: type) -> ExampleSerializer:
+    return ExampleSerializer(_features(kind).get_serialized_info())
+
+
+def encode(example: PseudoLabel | PatchFeatures) -> bytes:
+    """The bytes of a tf.train.Example."""
+    kind: type = type(example)
+    values = {field.name: getattr(example, field.name) for field in dataclasses.fields(example)}
+    if kind is PseudoLabel:
+        values["labels"] = encode_label_map(values["labels"])
+    return _serializer(kind).serialize_example(_features(kind).encode_example(values))
+
+
+def decode_pseudo_label(record: bytes) -> PseudoLabel:
+    """The inverse of `encode`."""
+    values = _features(PseudoLabel).deserialize_example_np(record)
+    values["labels"] = decode_label_map(values["labels"])
+    values["filename"] = values["filename"].decode()
+    return PseudoLabel(**values)
+
+
+def decode_patch_features(record: bytes) -> PatchFeatures:
+    """The inverse of `encode`."""
+    values = _features(PatchFeatures).deserialize_example_np(record)
+    values["filename"] = values["filename"].decode()
+    return PatchFeatures(**values)
+
+
+def encode_label_map(labels: np.ndarray) -> bytes:
+    """uint16 [H, W] → a 16-bit grey PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(labels, np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def decode_label_map(data: bytes) -> np.ndarray:
+    """An 8- or 16-bit grey PNG → uint16 [H, W]."""
+    return np.asarray(Image.open(io.BytesIO(data))).astype(np.uint16)
+
+
+def write_metadata(
+    folder: str | Path,
+    kind: type,
+    shard_records: list[int],
+    num_bytes: int,
+    metadata: dict[str, Any],
+    split: str = "train",
+) -> None:
+    """Writes features.json, dataset_info.json and metadata.json beside the shards of a dataset.
+
+    Args:
+      kind: PseudoLabel or PatchFeatures; the dataset is named after it.
+      shard_records: the number of records in each shard, in order.
+      metadata: what made the dataset: words, config, encoders; JSON types only.
+    """
+    name = dataset_name(kind)
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=name, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=__name__
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        features=_features(kind),
+        description=(kind.__doc__ or "").splitlines()[0],
+        metadata=tfds.core.MetadataDict(metadata),
+    )
+    template = tfds.core.ShardedFileTemplate(
+        dataset_name=name, data_dir=str(folder), split=split, filetype_suffix="tfrecord"
+    )
+    info.set_file_format("tfrecord")
+    info.set_splits(
+        tfds.core.splits.SplitDict(
+            [
+                tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=shard_records,
+                    num_bytes=num_bytes,
+                    filename_template=template,
+                )
+            ]
+        )
+    )
+    # dataset_info.json comes last: a folder that has it is finished, wherever a run is killed.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".metadata-") as incomplete:
+        info.write_to_directory(incomplete)
+        for file in sorted(Path(incomplete).iterdir(), key=lambda f: f.name == "dataset_info.json"):
+            os.replace(file, Path(folder) / file.name)
+
+
+def dataset_name(kind: type) -> str:
+    """The name in the shards' file names."""
+    return {PseudoLabel: "pseudo_labels", PatchFeatures: "patch_features"}[kind]
+
+
+def read_metadata(folder: str | Path) -> dict[str, Any]:
+    """What `write_metadata` was given as `metadata`; raises where the dataset is not finished."""
+    if not (Path(folder) / "dataset_info.json").is_file():
+        raise UserError(
+            f"{folder} holds no finished dataset (no dataset_info.json). "
+            "Run the stage that writes it to its end."
+        )
+    return dict(tfds.builder_from_directory(str(folder)).info.metadata)

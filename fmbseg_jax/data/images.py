@@ -1,0 +1,123 @@
+"""Images: find, decode, resize, normalise."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fmbseg_jax.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm")
+LONG_SIDE = 2048
+"""Longest side of a resized image, as in the evaluation protocol (mmseg's `img_scale`)."""
+
+
+class ImageError(UserError):
+    """A file is not an image that can be read; the message says why."""
+
+
+def find_images(folder: str | Path) -> list[str]:
+    """Paths of all images under `folder`, relative to it, with forward slashes, sorted."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"No folder of images at {folder}. Give the path of an existing folder.")
+    names = sorted(
+        (Path(root, file).relative_to(folder).as_posix())
+        for root, _, files in os.walk(folder, followlinks=True)
+        for file in files
+        if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+    )
+    if not names:
+        raise UserError(
+            f"No images in {folder}. Looked for {', '.join(EXTENSIONS)} there and in its folders."
+        )
+    return names
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Any image file that Pillow reads → uint8 [H, W, 3], RGB, upright (EXIF rotation applied).
+
+    Transparent pixels are laid over white; 16-bit images are scaled to 8 bits, not cut off.
+
+    Raises:
+      ImageError: the data is not an image, is cut short, or is too large to be one.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            file.load()
+            image = ImageOps.exif_transpose(file)
+    except Exception as error:  # Pillow's readers raise many kinds on damaged files
+        reason = str(error).replace(repr(data), "").strip() or type(error).__name__
+        if "cannot identify" in reason:
+            reason = "not an image file, or damaged at its start"
+        raise ImageError(f"cannot be read: {reason}") from None
+    if image.mode.startswith("I") or image.mode == "F":
+        return _scale_to_8_bits(np.asarray(image))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:
+    """Grey levels of 16 bits (or any range, for 32) → uint8 [H, W, 3]."""
+    top = 65535 if pixels.max(initial=0) > 255 else 255
+    grey = np.clip(pixels.astype(np.float64) * (255 / max(top, pixels.max(initial=0))), 0, 255)
+    return np.repeat(np.round(grey).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Size (H, W) with the short side at `short_side`, the ratio kept, the long side ≤ LONG_SIDE.
+
+    Where both cannot hold (ratios over 4.6 at 448) the ratio gives way: no side is ever shorter
+    than `short_side`, so that a window always fits, and memory is bounded for any image.
+    """
+    scale = min(short_side / min(height, width), max(LONG_SIDE, short_side) / max(height, width))
+    return (
+        max(short_side, int(height * scale + 0.5)),
+        max(short_side, int(width * scale + 0.5)),
+    )
+
+
+def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3] → uint8 [*shape, 3], bilinear (antialiased when it shrinks)."""
+    if image.shape[:2] == tuple(shape):
+        return image
+    height, width = shape
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
+def resize_labels(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Label map [H, W] → [*shape], nearest (each pixel's centre decides)."""
+    rows, columns = (
+        np.minimum((np.arange(n) + 0.5) * (m / n), m - 1).astype(int)
+        for n, m in zip(shape, labels.shape, strict=True)
+    )
+    return labels[rows[:, None], columns]
+
+
+def normalise(images: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
+    """uint8 [..., 3] in [0, 255] → float32 [..., 3]: scaled to [0, 1], minus mean, over std.
+
+    Takes numpy and jax arrays, and returns the same kind.
+    """
+    scale = np.float32(255) * np.asarray(std, np.float32)
+    return (images - np.float32(255) * np.asarray(mean, np.float32)) / scale
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Writes a file that appears under its name only when it is whole."""
+    path = Path(path)
+    incomplete = path.with_name(path.name + ".incomplete")
+    try:
+        incomplete.write_bytes(data)
+        os.replace(incomplete, path)
+    finally:
+        incomplete.unlink(missing_ok=True)

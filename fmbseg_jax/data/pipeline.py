@@ -1,0 +1,76 @@
+"""Records of patch features → batches, shuffled, in an order that a seed fixes, resumable.
+
+grain reads; the iterator's state goes into the checkpoint, so that a run that goes on sees the same
+batches as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import grain
+import numpy as np
+
+from fmbseg_jax.data.example import decode_patch_features
+from fmbseg_jax.data.tfrecord import RecordSource
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.vocabulary import IGNORE
+
+
+class TrainBatches:
+    """Batches for training: dicts of patches float16 [b, n, d] and labels int32 [b, n].
+
+    Every image comes once in each epoch. Where the images do not fill the last batch, or the batch
+    the devices, images without a label stand in: they take no part in the loss.
+
+    Args:
+      source: the records.
+      seed: fixes the order.
+      batch_size: images in a batch, over all processes.
+      epochs: passes over the images.
+      multiple: batches are filled up to a multiple of it, the number of devices.
+      process: (index, count) of this process; each reads its share of every batch.
+    """
+
+    def __init__(
+        self,
+        source: RecordSource,
+        *,
+        seed: int,
+        batch_size: int,
+        epochs: int,
+        multiple: int = 1,
+        process: tuple[int, int] = (0, 1),
+    ):
+        index, count = process
+        if batch_size % count:
+            raise UserError(
+                f"train.batch_size = {batch_size} is not a multiple of the {count} processes."
+            )
+        self.steps = -(-len(source) * epochs // batch_size)
+        filled = -(-batch_size // multiple) * multiple // count
+        dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs)
+        share = dataset[index::count].map(_example)
+        batches = share.batch(batch_size // count, batch_fn=lambda examples: _stack(examples, filled))
+        self._dataset = batches
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return iter(self._dataset.to_iter_dataset(grain.ReadOptions(num_threads=4)))
+
+
+def _example(record: bytes) -> dict[str, np.ndarray]:
+    example = decode_patch_features(record)
+    return {"patches": example.patches, "labels": example.labels.astype(np.int32)}
+
+
+def _stack(examples: list[dict[str, np.ndarray]], size: int) -> dict[str, np.ndarray]:
+    shapes = {example["patches"].shape for example in examples}
+    if len(shapes) > 1:
+        raise UserError(
+            f"The records hold patches of several shapes, {sorted(shapes)}; make the features of "
+            "all images with one features.size."
+        )
+    blank = {
+        "patches": np.zeros_like(examples[0]["patches"]),
+        "labels": np.full_like(examples[0]["labels"], IGNORE),
+    }
+    filled = examples + [blank] * (size - len(examples))
+    return {key: np.stack([example[key] for example in filled]) for key in blank}

@@ -1,0 +1,141 @@
+"""Pictures: colours of words, overlays, legends, contact sheets. numpy and Pillow alone."""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from fmbseg_jax.vocabulary import IGNORE
+
+_UNLABELLED = (38, 40, 46)
+_PAPER = (250, 249, 246)
+_INK = (34, 36, 42)
+_FAINT = (120, 122, 130)
+
+
+@functools.cache
+def palette(num_words: int) -> np.ndarray:
+    """uint8 [num_words, 3]: a colour for each word, neighbours in the list far apart in hue."""
+    golden = 0.618034
+    colours = [
+        colorsys.hsv_to_rgb(
+            (0.58 + i * golden) % 1, (0.55, 0.75, 0.4)[i % 3], (0.92, 0.8, 0.98)[i // 3 % 3]
+        )
+        for i in range(num_words)
+    ]
+    return (np.asarray(colours).reshape(num_words, 3) * 255).astype(np.uint8)
+
+
+def colourise(labels: np.ndarray, num_words: int) -> np.ndarray:
+    """Label map [H, W] → uint8 [H, W, 3]; IGNORE is dark grey."""
+    labels = np.asarray(labels)
+    colours = np.vstack([palette(num_words), np.asarray([_UNLABELLED], np.uint8)])
+    return colours[np.where(labels == IGNORE, num_words, labels)]
+
+
+def overlay(
+    image: np.ndarray, labels: np.ndarray, num_words: int, opacity: float = 0.6
+) -> np.ndarray:
+    """The image [H, W, 3] under its label map [H, W], with a thin light line between words."""
+    labels = np.asarray(labels)
+    mixed = image * (1 - opacity) + colourise(labels, num_words) * opacity
+    edge = np.zeros(labels.shape, bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    mixed[edge] = mixed[edge] * 0.35 + 255 * 0.65
+    return mixed.astype(np.uint8)
+
+
+def heat_map(values: np.ndarray) -> np.ndarray:
+    """float [H, W] → uint8 [H, W, 3], dark blue (lowest) over green to yellow (highest)."""
+    span = float(values.max() - values.min()) or 1.0
+    stops = np.asarray(
+        [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], np.float64
+    )
+    at = (values - values.min()) / span * (len(stops) - 1)
+    below = np.minimum(at.astype(int), len(stops) - 2)
+    part = (at - below)[..., None]
+    return (stops[below] * (1 - part) + stops[below + 1] * part).astype(np.uint8)
+
+
+def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Pillow's own font; `size` in pixels."""
+    return ImageFont.load_default(size)
+
+
+def legend(
+    words: Sequence[str], width: int, present: Sequence[int] | None = None, size: int = 15
+) -> np.ndarray:
+    """uint8 [h, width, 3]: a swatch and the name of each word in `present` (default: all)."""
+    indices = range(len(words)) if present is None else present
+    colours = palette(len(words))
+    letters = font(size)
+    entries, x, y = [], 0, 0
+    for i in indices:
+        step = int(letters.getlength(words[i])) + 2 * size + 16
+        if x and x + step > width:
+            x, y = 0, y + size + 12
+        entries.append((i, x, y))
+        x += step
+    canvas = Image.new("RGB", (width, y + size + 12), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for i, x, y in entries:
+        box = (x, y + 3, x + size + 3, y + size + 6)
+        draw.rounded_rectangle(box, 4, tuple(colours[i].tolist()))
+        draw.text((x + size + 10, y + 2), words[i], _INK, letters)
+    return np.asarray(canvas)
+
+
+def contact_sheet(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[np.ndarray]],
+    words: Sequence[str],
+    *,
+    title: str = "",
+    subtitle: str = "",
+    tile: int = 192,
+) -> np.ndarray:
+    """Pictures in a grid under column headings, with a legend of the words below.
+
+    Args:
+      columns: the heading of each column.
+      rows: one list of uint8 [H, W, 3] pictures for each row, as many as there are columns.
+      tile: side of the square that each picture is fitted into, in pixels.
+
+    Returns:
+      uint8 [h, w, 3].
+    """
+    margin, gap = 28, 8
+    width = 2 * margin + len(columns) * (tile + gap) - gap
+    words_below = legend(words, width - 2 * margin)
+    head = (44 if title else 0) + (26 if subtitle else 0) + 32
+    height = margin + head + len(rows) * (tile + gap) + 12 + len(words_below) + margin // 2
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    if title:
+        draw.text((margin, margin - 6), title, _INK, font(28))
+    if subtitle:
+        draw.text((margin, margin + (38 if title else 0)), subtitle, _FAINT, font(15))
+    top = margin + head
+    for j, heading in enumerate(columns):
+        draw.text((margin + j * (tile + gap) + tile // 2, top - 12), heading, _INK, font(16), "ms")
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            at = (margin + j * (tile + gap), top + i * (tile + gap))
+            _paste(sheet, picture, at, tile)
+    sheet.paste(Image.fromarray(words_below), (margin, top + len(rows) * (tile + gap) + 12))
+    return np.asarray(sheet)
+
+
+def _paste(sheet: Image.Image, picture: np.ndarray, at: tuple[int, int], tile: int) -> None:
+    image = Image.fromarray(picture)
+    scale = tile / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image = image.resize(size, Image.Resampling.LANCZOS)
+    corners = Image.new("L", size, 0)
+    ImageDraw.Draw(corners).rounded_rectangle((0, 0, size[0] - 1, size[1] - 1), 6, 255)
+    sheet.paste(image, (at[0] + (tile - size[0]) // 2, at[1] + (tile - size[1]) // 2), corners)

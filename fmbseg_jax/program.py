@@ -1,0 +1,72 @@
+"""What every program shares: its flags, and errors shown as messages.
+
+CONFIG, WORKDIR = program.flags()
+
+def main(config: Config, workdir: str) -> None: ...
+
+if __name__ == "__main__":
+    program.run(main)
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from fmbseg_jax import config as config_lib
+from fmbseg_jax.errors import UserError
+
+
+def define_config() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """Defines --config=FILE (with --config.SECTION.FIELD=VALUE) and --workdir=DIR."""
+    config = config_flags.DEFINE_config_file("config", "configs/toy.py", "The experiment.")
+    workdir = flags.DEFINE_string("workdir", "work/toy", "Where the results go; made if needed.")
+    return config, workdir
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags, calls `main`; a UserError or Ctrl-C ends in a message, not a traceback."""
+
+    def guarded(arguments: list[str]) -> None:
+        if len(arguments) > 1:
+            raise UserError(f"Unexpected argument {arguments[1]!r}: flags are --NAME=VALUE.")
+        if not any("-verbosity" in argument for argument in sys.argv):
+            logging.set_verbosity(logging.WARNING)  # Orbax and tfds tell much at INFO
+        main()
+
+    try:
+        app.run(guarded, flags_parser=_parse_flags)
+    except UserError as error:
+        sys.exit(f"\nerror: {error}")
+    except KeyboardInterrupt:
+        print("\nInterrupted. Run the same command to continue.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parse_flags(arguments: list[str]) -> list[str]:
+    try:
+        rest = app.parse_flags_with_usage(arguments)
+        if "config" in flags.FLAGS:
+            flags.FLAGS.config.validate()
+    except (KeyError, AttributeError) as error:  # ml_collections, of a field that does not exist
+        raise UserError(_unknown_field(arguments) or str(error)) from None
+    except OSError as error:  # ml_collections, at the first use of a config that it cannot read
+        raise UserError(f"The config file cannot be read; see configs/. {error}") from None
+    return rest
+
+
+def _unknown_field(arguments: list[str]) -> str | None:
+    known: dict[str, Any] = config_lib.flatten(config_lib.Config())
+    for argument in arguments:
+        match = re.match(r"--?config\.([\w.]+)", argument)
+        if match and match[1] not in known:
+            near = difflib.get_close_matches(match[1], known, 1)
+            hint = f" Did you mean --config.{near[0]}?" if near else ""
+            return f"The config has no field {match[1]!r}.{hint} fmbseg_jax/config.py lists them."
+    return None

@@ -1,0 +1,127 @@
+"""Program: a folder of images and words → label PNGs and overlays.
+
+    python -m fmbseg_jax.segment --model=EXPORT --images=DIR --words="sky,grass" --out=DIR
+
+Writes OUT/labels/NAME.png (word indices; the words are in OUT/words.txt), OUT/overlays/NAME.png and
+OUT/contact_sheet.png. Files that cannot be read are listed at the end. Run again to continue.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from fmbseg_jax import figures, logs, program, vocabulary
+from fmbseg_jax.data import images
+from fmbseg_jax.data.example import encode_label_map
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.segmenter import Segmenter, load
+
+_SHEET_ROWS = 8
+
+
+def segment_images(
+    segmenter: Segmenter, folder: Path, words: tuple[str, ...], out: Path, *, strict: bool
+) -> dict[str, str]:
+    """Segments every image under `folder`; returns the reasons of those that cannot be read."""
+    names = images.find_images(folder)
+    _claim(out, segmenter, words)
+    outputs = {name: _outputs(out, name) for name in names}
+    _refuse_clashes(outputs)
+    todo = [name for name in names if not all(path.exists() for path in outputs[name])]
+    skipped: dict[str, str] = {}
+    with logs.progress(len(names), "segment", len(names) - len(todo)) as bar:
+        for name in todo:
+            try:
+                image = images.decode((folder / name).read_bytes())
+            except (images.ImageError, OSError) as error:
+                if strict:
+                    raise UserError(f"{folder / name} {error}") from None
+                skipped[name] = str(error)
+            else:
+                labels = segmenter.segment(image, words)
+                _write(outputs[name], image, labels, len(words))
+            bar.update()
+    _write_sheet(out, [name for name in names if name not in skipped], folder, words)
+    return skipped
+
+
+def _claim(out: Path, segmenter: Segmenter, words: tuple[str, ...]) -> None:
+    """Refuses a folder made with other words or another model."""
+    out.mkdir(parents=True, exist_ok=True)
+    made = {"words": list(words), "model": segmenter.fingerprint}
+    record = out / "segment.json"
+    if record.exists():
+        before = json.loads(record.read_text())
+        changed = [key for key in made if before[key] != made[key]]
+        if changed:
+            raise UserError(
+                f"{out} was made with other {' and another '.join(changed)}. Give another --out, "
+                "or delete that folder."
+            )
+    images.write_atomically(record, (json.dumps(made, indent=1) + "\n").encode())
+    images.write_atomically(out / "words.txt", ("\n".join(words) + "\n").encode())
+
+
+def _outputs(out: Path, name: str) -> tuple[Path, Path]:
+    return tuple((out / kind / name).with_suffix(".png") for kind in ("labels", "overlays"))  # type: ignore[return-value]
+
+
+def _refuse_clashes(outputs: dict[str, tuple[Path, Path]]) -> None:
+    """`a.jpg` and `a.png` would both become `a.png`."""
+    owner: dict[Path, str] = {}
+    for name, (path, _) in outputs.items():
+        if other := owner.get(path):
+            raise UserError(f"{other} and {name} would both be written to {path}. Rename one.")
+        owner[path] = name
+
+
+def _write(paths: tuple[Path, Path], image: np.ndarray, labels: np.ndarray, words: int) -> None:
+    picture = io.BytesIO()
+    Image.fromarray(figures.overlay(image, labels, words)).save(picture, "PNG")
+    contents = encode_label_map(labels.astype(np.uint16)), picture.getvalue()
+    for path, content in zip(paths, contents, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images.write_atomically(path, content)
+
+
+def _write_sheet(out: Path, names: list[str], folder: Path, words: tuple[str, ...]) -> None:
+    step = max(1, len(names) // _SHEET_ROWS)
+    rows = [
+        [
+            images.decode((folder / name).read_bytes()),
+            np.asarray(Image.open(_outputs(out, name)[1])),
+        ]
+        for name in names[::step][:_SHEET_ROWS]
+    ]
+    if rows:
+        sheet = figures.contact_sheet(["image", "segmentation"], rows, words)
+        Image.fromarray(sheet).save(out / "contact_sheet.png")
+
+
+def main() -> None:
+    for name in ("model", "images", "words", "out"):
+        if not FLAGS[name].value:
+            raise UserError(f"--{name} is missing. See --help for an example.")
+    words = vocabulary.parse_words(FLAGS.words)
+    images.find_images(FLAGS.images)  # before the model is loaded
+    segmenter, out = load(FLAGS.model), Path(FLAGS.out)
+    skipped = segment_images(segmenter, Path(FLAGS.images), words, out, strict=FLAGS.strict)
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason}")
+    print(f"Label maps, overlays and contact_sheet.png are in {out}; {len(skipped)} files skipped.")
+
+
+if __name__ == "__main__":
+    FLAGS = flags.FLAGS
+    flags.DEFINE_string("model", "", "Exported aligner: the export/ folder of a work folder.")
+    flags.DEFINE_string("images", "", "Folder of images; its sub-folders count too.")
+    flags.DEFINE_string("words", "", 'Words to segment by: "sky,grass", or a file with one a line.')
+    flags.DEFINE_string("out", "", "Where the results go; made if needed.")
+    flags.DEFINE_bool("strict", False, "Stop at the first image that cannot be read.")
+    program.run(main)

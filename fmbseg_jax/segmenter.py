@@ -1,0 +1,126 @@
+"""Segmenter: an image and words → a label map."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from fmbseg_jax import checkpoint, sliding, vocabulary
+from fmbseg_jax import config as config_lib
+from fmbseg_jax.data import images
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.models import aligner as aligners
+from fmbseg_jax.models import encoders, weights
+from fmbseg_jax.similarity import similarities
+from fmbseg_jax.text import text_features
+
+_WINDOWS = 8  # encoded at once, at most
+
+
+class Segmenter:
+    """A frozen vision encoder, a trained aligner and a text encoder, ready for any image and words.
+
+    segmenter = fmbseg_jax.load("work/toy/export")
+    labels = segmenter.segment(image, ["sky", "grass", "sail boat"])
+    """
+
+    def __init__(self, export: str | Path):
+        """Loads an export; its encoders come from where they were at training.
+
+        Raises:
+          UserError: the folder is no export, an encoder cannot be found or is another one.
+        """
+        self.model = checkpoint.read_model(export)
+        self._eval = config_lib.unflatten(self.model["config"]).eval
+        vision, text = self.model["vision"], self.model["clip"]
+        self._vision, self._vision_params = encoders.load_vision(vision["source"])
+        self._text = text_features(text["source"])
+        _same_weights(vision)
+        _same_weights(text)
+        self._aligner = aligners.create(**self.model["aligner"])
+        width = self._vision.spec.transformer.width
+        shapes = jax.eval_shape(self._aligner.init, jax.random.key(0), jnp.zeros((1, 4, width)))
+        self._aligner_params = checkpoint.load_export(export, shapes["params"])
+        self._similarities = jax.jit(self._window_similarities)
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs between any two models whose label maps may differ."""
+        leaves = jax.tree.leaves(self._aligner_params)
+        digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves))
+        return digest.hexdigest() + repr(self._eval) + self.model["vision"]["hash"]
+
+    def segment(self, image: np.ndarray, words: Sequence[str]) -> np.ndarray:
+        """The most similar word of each pixel.
+
+        Args:
+          image: uint8 [H, W, 3], RGB.
+          words: K words or phrases.
+
+        Returns:
+          int32 [H, W], indices into `words`.
+        """
+        layout, of_windows = self._encode(image, words)
+        return np.asarray(layout.segment(of_windows))
+
+    def similarities(self, image: np.ndarray, words: Sequence[str]) -> np.ndarray:
+        """Cosine similarity of each pixel with each word, float32 [H, W, K], in [-1, 1]."""
+        layout, of_windows = self._encode(image, words)
+        return np.asarray(layout.stitch(of_windows))
+
+    def _encode(self, image: np.ndarray, words: Sequence[str]) -> tuple[sliding.Layout, Array]:
+        """The windows' layout and their similarities [n, h, w, K]."""
+        image = np.asarray(image)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise UserError(
+                f"An image is a uint8 array [H, W, 3], RGB in [0, 255]; got {image.dtype} "
+                f"{list(image.shape)}. fmbseg_jax.data.images.decode reads any image file so."
+            )
+        words = vocabulary.check_words(words, "the list of words")
+        text = jnp.asarray(self._text(words, self._eval.template))
+        spec, protocol = self._vision.spec, self._eval
+        height, width = image.shape[:2]
+        resized = images.resize(image, images.resized_shape(height, width, protocol.short_side))
+        side = protocol.window // spec.patch
+        layout = sliding.Layout(
+            resized.shape[:2], protocol.window, protocol.stride, (side, side), (height, width)
+        )
+        windows = layout.windows(resized)
+        parts = [
+            self._similarities(
+                self._vision_params, self._aligner_params, windows[i : i + _WINDOWS], text
+            )
+            for i in range(0, len(windows), _WINDOWS)
+        ]
+        return layout, jnp.concatenate(parts)
+
+    def _window_similarities(
+        self, vision_params: Any, aligner_params: Any, windows: Array, text: Array
+    ) -> Array:
+        spec = self._vision.spec
+        normal = images.normalise(windows, spec.mean, spec.std)
+        patches = self._vision.apply({"params": vision_params}, normal).patches
+        b, h, w, d = patches.shape
+        aligned = self._aligner.apply({"params": aligner_params}, patches.reshape(b, h * w, d))
+        return similarities(aligned, text).reshape(b, h, w, -1)
+
+
+def _same_weights(encoder: dict[str, str]) -> None:
+    found = weights.content_hash(encoder["source"])
+    if found != encoder["hash"]:
+        raise UserError(
+            f"The aligner was trained with other weights of {encoder['source']} (hash "
+            f"{encoder['hash']}, here {found}). Restore those weights, or train again."
+        )
+
+
+def load(path: str | Path) -> Segmenter:
+    """Loads the exported aligner at `path`."""
+    return Segmenter(path)

@@ -1,0 +1,39 @@
+"""One mesh axis, `data`: global arrays over all devices of all hosts."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+def start_hosts() -> None:
+    """Joins the other hosts where the environment names a coordinator; else does nothing.
+
+    On a TPU pod, under SLURM and under Open MPI jax finds its peers by itself; elsewhere set
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        jax.distributed.initialize(
+            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
+            process_id=int(os.environ["JAX_PROCESS_ID"]),
+        )
+
+
+def data_mesh() -> Mesh:
+    """All devices in one axis, `data`."""
+    return Mesh(np.asarray(jax.devices()), ("data",))
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """A copy of every array of `tree` on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def distribute(mesh: Mesh, batch: Any) -> Any:
+    """Host arrays [b, ...], this process's share → global arrays, split over the first axis."""
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, x), batch)

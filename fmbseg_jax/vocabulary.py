@@ -1,0 +1,72 @@
+"""Words: class names, prompt templates, and the label value that means "no word"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from fmbseg_jax.errors import UserError
+
+IGNORE = 65535
+"""Label of a pixel or patch that has no word; 16-bit label maps hold up to 65,535 words."""
+
+TEMPLATE = "a photo of a {}."
+"""The one standard template of the paper (section 4.1)."""
+
+
+def check_words(words: Iterable[str], source: str = "the word list") -> tuple[str, ...]:
+    """Strips the words and returns them; raises UserError where they are not a vocabulary."""
+    cleaned = tuple(re.sub(r"\s+", " ", word).strip() for word in words)
+    faults = [f"word {i + 1} is empty" for i, word in enumerate(cleaned) if not word]
+    first: dict[str, int] = {}
+    for i, word in enumerate(cleaned):
+        j = first.setdefault(word.lower(), i)
+        if word and j != i:
+            faults.append(f"word {i + 1}, {word!r}, is word {j + 1} again")
+    if not cleaned:
+        faults.append("it holds no word")
+    if len(cleaned) > IGNORE:
+        faults.append(f"it holds {len(cleaned)} words; label maps have room for {IGNORE}")
+    if faults:
+        raise UserError(
+            f"{source} cannot be used: {'; '.join(faults[:10])}. Give each class one word or "
+            "phrase, each only once, such as: sky, grass, sail boat."
+        )
+    return cleaned
+
+
+def read_words(path: str | Path) -> tuple[str, ...]:
+    """Reads a word list: a text file (UTF-8) with one word or phrase a line.
+
+    Blank lines at the end are passed over; one in between is an error, since a lost line would
+    shift every label after it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"No word list at {path}. Write a text file with one word or phrase a line."
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text ({error}). Save the word list as UTF-8."
+        ) from None
+    return check_words(text.rstrip().splitlines(), str(path))
+
+
+def parse_words(argument: str) -> tuple[str, ...]:
+    """Words as given on a command line: the path of a word list, or `sky,grass,sail boat`."""
+    if Path(argument).is_file():
+        return read_words(argument)
+    if argument.endswith(".txt") or "/" in argument:
+        return read_words(argument)  # meant as a path: say that it is not there
+    return check_words(argument.split(","), "the list of words")
+
+
+def prompts(words: Sequence[str], template: str = TEMPLATE) -> list[str]:
+    """The sentences given to the text encoder, one for each word."""
+    if template.count("{}") != 1:
+        raise UserError(f"A template has one {{}} where the word goes; got {template!r}.")
+    return [template.format(word) for word in words]

@@ -1,0 +1,51 @@
+"""The work folder of an experiment: what lies where, and whose config made it.
+
+config.json  pseudo_labels/  features/  checkpoints/  metrics/  evaluation/  figures/  export/
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fmbseg_jax.config import Config, flatten
+from fmbseg_jax.data.images import write_atomically
+from fmbseg_jax.errors import UserError
+
+# Changing these changes speed, memory or where a thing lies, never a result.
+_FREE = {"label.device", "label.sam.points_per_batch", "features.batch_size", "train.log_every"}
+
+
+def claim(workdir: str | Path, config: Config, sections: tuple[str, ...]) -> Path:
+    """Makes the work folder, and records there the config sections that this program depends on.
+
+    A folder made with other values in the same sections is refused: its results would be mixed.
+
+    Args:
+      sections: top-level names, such as ("data", "models", "label").
+
+    Returns:
+      The folder.
+    """
+    workdir = Path(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make the work folder {workdir}: {error.strerror}.") from None
+    path = workdir / "config.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    ours = {
+        name: value for name, value in flatten(config).items() if name.split(".")[0] in sections
+    }
+    changed = [
+        f"{name}: {before[name]!r} there, {value!r} now"
+        for name, value in ours.items()
+        if name in before and before[name] != value and name not in _FREE
+    ]
+    if changed:
+        raise UserError(
+            f"{workdir} was made with another config:\n  " + "\n  ".join(changed) + "\n"
+            "Give the new experiment another --workdir, or set these fields back."
+        )
+    write_atomically(path, (json.dumps(before | ours, indent=1) + "\n").encode())
+    return workdir

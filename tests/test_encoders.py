@@ -1,0 +1,167 @@
+"""The Flax encoders against Hugging Face, on random models saved as published ones are."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from models import save_clip, save_dinov2
+from safetensors.torch import load_file, save_file
+
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.models import encoders, transformer
+from fmbseg_jax.text import TextFeatures
+
+
+@pytest.fixture(scope="module")
+def dinov2(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dinov2")
+    return folder, save_dinov2(folder)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    return folder, save_clip(folder)
+
+
+def relative_error(ours, theirs):
+    theirs = theirs.detach().numpy()
+    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
+
+
+def dinov2_error(folder, model, shape, module=None):
+    images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    loaded, params = encoders.load_vision(str(folder))
+    ours = (module or loaded).apply({"params": params}, jnp.asarray(images))
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(images.transpose(0, 3, 1, 2))).last_hidden_state
+    error = relative_error(ours.patches.reshape(shape[0], -1, theirs.shape[-1]), theirs[:, 1:])
+    return max(error, relative_error(ours.cls, theirs[:, 0]))
+
+
+@pytest.mark.parametrize("shape", [(1, 70, 70, 3), (3, 98, 56, 3), (2, 42, 112, 3)])
+def test_dinov2_equals_hugging_face(dinov2, shape):
+    assert dinov2_error(*dinov2, shape) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"activation": "quick_gelu"},
+        {"epsilon": 1e-4},
+        {"heads": 2},
+    ],
+)
+def test_a_wrong_transformer_shows(dinov2, wrong):
+    module, _ = encoders.load_vision(str(dinov2[0]))
+    spec = dataclasses.replace(module.spec.transformer, **wrong)
+    mutant = encoders.VisionEncoder(dataclasses.replace(module.spec, transformer=spec))
+    assert dinov2_error(*dinov2, (1, 70, 70, 3), mutant) > 1e-5
+
+
+def test_the_tanh_gelu_shows(dinov2, monkeypatch):
+    monkeypatch.setitem(transformer.ACTIVATIONS, "gelu", jax.nn.gelu)
+    assert dinov2_error(*dinov2, (1, 70, 70, 3)) > 1e-5
+
+
+def test_position_embeddings_are_resized_as_torch_does():
+    table = np.random.default_rng(1).normal(size=(37 * 37, 5)).astype(np.float32)
+    for grid in [(32, 32), (24, 50), (37, 38)]:
+        ours = encoders.resize_positions(jnp.asarray(table), grid)
+        square = torch.from_numpy(table.reshape(1, 37, 37, 5)).permute(0, 3, 1, 2)
+        theirs = torch.nn.functional.interpolate(square, size=grid, mode="bicubic")
+        # One unit in the last place of a sample point is 4e-6 of a patch.
+        np.testing.assert_allclose(
+            ours, theirs.permute(0, 2, 3, 1).reshape(-1, 5).numpy(), atol=1e-5
+        )
+
+
+def test_clip_text_equals_hugging_face(clip):
+    folder, model = clip
+    words = ["sky", "sail boat", "Straße", "a much longer phrase, with a comma"]
+    ours = TextFeatures(str(folder))(words)
+    module, params, tokenizer = encoders.load_text(str(folder))
+    ids = tokenizer([f"a photo of a {word}." for word in words], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        theirs = model.get_text_features(**ids).pooler_output
+    raw = module.apply({"params": params}, jnp.asarray(ids["input_ids"].numpy()))
+    assert relative_error(raw, theirs) < 1e-5
+    assert relative_error(ours, theirs / theirs.norm(dim=-1, keepdim=True)) < 1e-5
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, rtol=1e-6)
+
+
+def test_text_features_remember_their_words(clip):
+    features = TextFeatures(str(clip[0]))
+    both = features(["sky", "grass"])
+    np.testing.assert_array_equal(features(["grass", "sky"]), both[::-1])
+
+
+def test_half_precision_files_load(dinov2, tmp_path):
+    folder, model = dinov2
+    shutil.copytree(folder, tmp_path / "half")
+    for dtype, tolerance in [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)]:
+        tensors = load_file(folder / "model.safetensors")
+        half = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        save_file(half, tmp_path / "half" / "model.safetensors")
+        assert dinov2_error(tmp_path / "half", model, (1, 70, 70, 3)) < 10 * tolerance
+
+
+def changed(folder, target, change):
+    shutil.copytree(folder, target)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, target / "model.safetensors")
+    return str(target)
+
+
+def test_every_wrong_tensor_is_named(dinov2, tmp_path):
+    def spoil(tensors):
+        del tensors["layernorm.weight"]
+        tensors["head.weight"] = torch.zeros(3)
+        tensors["encoder.layer.1.mlp.fc1.bias"] = torch.zeros(5)
+
+    source = changed(dinov2[0], tmp_path / "spoilt", spoil)
+    with pytest.raises(UserError) as error:
+        encoders.load_vision(source)
+    for text in [
+        "missing: layernorm.weight",
+        "surplus: head.weight",
+        "misshapen: encoder.layer.1.mlp.fc1.bias",
+    ]:
+        assert text in str(error.value)
+
+
+def test_damaged_weights(dinov2, tmp_path):
+    shutil.copytree(dinov2[0], tmp_path / "cut")
+    path = tmp_path / "cut" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="is damaged"):
+        encoders.load_vision(str(tmp_path / "cut"))
+
+
+def test_models_that_are_not_there_or_not_the_kind(clip, dinov2, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="give a folder, or a hub id"):
+        encoders.load_vision("no/such/folder")
+    with pytest.raises(UserError, match="hf download nobody/nothing"):
+        encoders.load_vision("nobody/nothing")
+    with pytest.raises(UserError, match="the vision encoder is a DINOv2"):
+        encoders.load_vision(str(clip[0]))
+    with pytest.raises(UserError, match="words need a CLIP"):
+        encoders.load_text(str(dinov2[0]))
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        encoders.load_vision(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "dinov2", **_SIZES}))
+    with pytest.raises(UserError, match="No weights in"):
+        encoders.load_vision(str(tmp_path))
+
+
+_SIZES = {
+    "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 4,
+    "hidden_act": "gelu", "layer_norm_eps": 1e-6, "patch_size": 14, "image_size": 28,
+}  # fmt: skip

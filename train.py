@@ -1,0 +1,139 @@
+"""Program: patch features and their labels → a trained aligner (stage 2, paper, section 3.3).
+
+    python train.py --config=configs/toy.py --workdir=work/toy
+
+Reads WORKDIR/features; writes WORKDIR/checkpoints, WORKDIR/metrics and, at the end, WORKDIR/export.
+Run again to continue from the last checkpoint, with the same batches as if never stopped.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import fmbseg_jax
+from fmbseg_jax import checkpoint, logs, program, sharding, training, workfolder
+from fmbseg_jax.config import Config, flatten, resolve
+from fmbseg_jax.data.example import decode_patch_features, read_metadata
+from fmbseg_jax.data.pipeline import TrainBatches
+from fmbseg_jax.data.tfrecord import RecordSource, find_shards
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.models import aligner as aligners
+from fmbseg_jax.models import weights
+from fmbseg_jax.text import text_features
+
+
+def train(config: Config, workdir: Path) -> None:
+    """Trains the aligner on WORKDIR/features and exports it to WORKDIR/export."""
+    mesh = sharding.data_mesh()
+    metadata = read_metadata(workdir / "features")
+    records = RecordSource(find_shards(workdir / "features"))
+    if not len(records):
+        raise UserError(f"{workdir / 'features'} holds no image. See the summary of the labelling.")
+    text = text_features(config.models.clip)
+    prototypes = sharding.replicate(mesh, text(metadata["words"], config.label.template))
+
+    batches = TrainBatches(
+        records,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        epochs=config.train.epochs,
+        multiple=mesh.size,
+        process=(jax.process_index(), jax.process_count()),
+    )
+    width = decode_patch_features(records[0]).patches.shape[1]
+    described: dict[str, Any] = {
+        "kind": config.train.aligner, "output": text.width,
+        "mlp_ratio": config.train.mlp_ratio, "heads": config.train.heads,
+    }  # fmt: skip
+    objective = training.Objective(
+        aligner=aligners.create(**described),
+        optimizer=training.optimizer(config.train, batches.steps),
+        loss=config.train.loss,
+        temperature=config.train.temperature,
+        text_weight=config.train.text_weight,
+        balanced=config.train.balanced,
+    )
+    state = sharding.replicate(mesh, training.create_state(objective, config.seed, width))
+    iterator = iter(batches)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+    state = checkpoints.restore(state, iterator)
+    first = int(state.step)
+
+    with (
+        logs.MetricsLog(workdir / "metrics", first) as log,
+        logs.progress(batches.steps, "train", first, unit="step") as bar,
+    ):
+        for step in range(first + 1, batches.steps + 1):
+            batch = sharding.distribute(mesh, next(iterator))
+            state, metrics = training.train_step(state, batch, prototypes, objective=objective)
+            bar.update()
+            if step % config.train.log_every == 0 or step == batches.steps:
+                values = {name: float(value) for name, value in metrics.items()}
+                log.write(step, values)
+                bar.set_postfix(loss=f"{values['loss']:.3f}", accuracy=f"{values['accuracy']:.3f}")
+            if step % config.train.checkpoint_every == 0 or step == batches.steps:
+                checkpoints.save(step, state, iterator)
+    checkpoints.close()
+    export(config, workdir, state, {"aligner": described, "images": len(records), **metadata})
+
+
+def export(config: Config, workdir: Path, state: training.TrainState, made: dict[str, Any]) -> None:
+    """Writes WORKDIR/export, which `fmbseg_jax.load` opens."""
+    clip, vision = resolve(config.models.clip), resolve(config.models.vision)
+    model = {
+        "aligner": made["aligner"],
+        "vision": {"source": vision, "hash": made["vision"]["hash"]},
+        "clip": {"source": clip, "hash": weights.content_hash(clip)},
+        "words": made["words"],
+        "images": made["images"],
+        "steps": int(state.step),
+        "config": flatten(config),
+        "versions": {
+            "fmbseg_jax": fmbseg_jax.__version__, "jax": jax.__version__,
+            "python": platform.python_version(),
+        },
+    }  # fmt: skip
+    folder = workdir / "export"
+    if jax.process_index() == 0:
+        checkpoint.save_export(folder, checkpoint.Export(state.params, model), _card(model))
+        print(f"The aligner is in {folder}")
+
+
+def _card(model: dict[str, Any]) -> str:
+    words = ", ".join(model["words"][:60]) + (", ..." if len(model["words"]) > 60 else "")
+    return f"""# An FMbSeg aligner
+
+Maps the patch features of a frozen vision encoder to CLIP's text space, so that any image is
+segmented by any words.
+
+    import fmbseg_jax
+    labels = fmbseg_jax.load("path/of/this/folder").segment(image, ["sky", "grass"])
+
+| | |
+|---|---|
+| vision encoder | {model["vision"]["source"]} (weights {model["vision"]["hash"]}) |
+| text encoder | {model["clip"]["source"]} (weights {model["clip"]["hash"]}) |
+| aligner | {model["aligner"]["kind"]} |
+| loss | {model["config"]["train.loss"]}, temperature {model["config"]["train.temperature"]} |
+| trained on | {model["images"]} images, {model["steps"]} steps, {len(model["words"])} words |
+| words | {words} |
+
+It learnt from labels that models made, with their errors and biases; no person has checked them.
+model.json has the whole config.
+"""
+
+
+def main() -> None:
+    config = CONFIG.value
+    sharding.start_hosts()
+    sections = ("seed", "data", "models", "label", "features", "train")
+    train(config, workfolder.claim(WORKDIR.value, config, sections))
+
+
+if __name__ == "__main__":
+    CONFIG, WORKDIR = program.define_config()
+    program.run(main)
