@@ -8,12 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 
+from fmbseg_jax.data import pipeline
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.training import TrainState
 
 
 class Checkpoints:
@@ -23,15 +22,15 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
 
-    def save(self, step: int, state: TrainState, batches: grain.DatasetIterator) -> None:
+    def save(self, step: int, state: Any, batches: pipeline.Iterator) -> None:
         """Saves in the background; a save that a kill cuts short is never restored."""
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(batches)
+            state=ocp.args.StandardSave(state), data=pipeline.save_position(batches)
         )
         if step != self._manager.latest_step():
             self._manager.save(step, args=arguments)
 
-    def restore(self, state: TrainState, batches: grain.DatasetIterator) -> TrainState:
+    def restore(self, state: Any, batches: pipeline.Iterator) -> Any:
         """The last whole checkpoint, with the shapes and shardings of `state`, or `state` itself.
 
         `batches` is moved to where it stood.
@@ -42,7 +41,7 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         arguments = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract),
-            data=grain.checkpoint.CheckpointRestore(batches),
+            data=pipeline.restore_position(batches),
         )
         return self._manager.restore(step, args=arguments)["state"]
 

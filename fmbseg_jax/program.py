@@ -25,8 +25,9 @@ from fmbseg_jax.errors import UserError
 
 def define_config() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     """Defines --config=FILE (with --config.SECTION.FIELD=VALUE) and --workdir=DIR."""
-    config = config_flags.DEFINE_config_file("config", "configs/toy.py", "The experiment.")
-    workdir = flags.DEFINE_string("workdir", "work/toy", "Where the results go; made if needed.")
+    config = config_flags.DEFINE_config_file("config", help_string="The experiment: configs/*.py.")
+    workdir = flags.DEFINE_string("workdir", None, "Where the results go; made if needed.")
+    flags.mark_flags_as_required(["config", "workdir"])
     return config, workdir
 
 

@@ -31,14 +31,18 @@ class Segmenter:
     labels = segmenter.segment(image, ["sky", "grass", "sail boat"])
     """
 
-    def __init__(self, export: str | Path):
+    def __init__(self, export: str | Path, protocol: config_lib.Eval | None = None):
         """Loads an export; its encoders come from where they were at training.
+
+        Args:
+          export: the export/ folder of a work folder.
+          protocol: sizes, windows and template; None takes those of the training's config.
 
         Raises:
           UserError: the folder is no export, an encoder cannot be found or is another one.
         """
         self.model = checkpoint.read_model(export)
-        self._eval = config_lib.unflatten(self.model["config"]).eval
+        self._eval = protocol or config_lib.unflatten(self.model["config"]).eval
         vision, text = self.model["vision"], self.model["clip"]
         self._vision, self._vision_params = encoders.load_vision(vision["source"])
         self._text = text_features(text["source"])

@@ -1,15 +1,101 @@
-"""Eight CPU devices, and shape annotations that are checked while the tests run."""
+"""Eight CPU devices, shape annotations that are checked while the tests run, and a small world."""
 
+import io
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 _PURE = ["models.transformer", "models.encoders", "models.aligner", "losses"]
 _PURE += ["similarity", "sliding", "metrics"]
 _hook = install_import_hook([f"fmbseg_jax.{name}" for name in _PURE], "beartype.beartype")
 _hook.__enter__()  # for the whole run
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class World:
+    """Random models in published formats, a few scenes, and flags that name them."""
+
+    def __init__(self, root: Path):
+        import models
+
+        self.root = root
+        models.save_dinov2(root / "dinov2", width=48, image=70, patch=14)
+        models.save_clip(root / "clip")
+
+    @property
+    def flags(self) -> list[str]:
+        """For any program with a config."""
+        fields = {
+            "models.clip": self.root / "clip",
+            "models.vision": self.root / "dinov2",
+            "label.images_per_shard": 4,
+            "features.size": 70,
+            "features.batch_size": 2,
+            "train.epochs": 4,
+            "train.checkpoint_every": 3,
+            "train.log_every": 1,
+            "eval.folder": self.root / "test",
+            "eval.short_side": 70,
+            "eval.window": 70,
+            "eval.stride": 35,
+        }
+        config = [f"--config.{name}={value}" for name, value in fields.items()]
+        return [f"--config={ROOT / 'configs' / 'toy.py'}", *config]
+
+    def pseudo_labels(self, workdir: Path, count: int = 10) -> None:
+        """Writes WORKDIR/pseudo_labels: scenes with their true labels, in shards of four."""
+        from PIL import Image
+
+        from fmbseg_jax.data import example, tfrecord
+        from toyworld import scenes
+
+        folder = workdir / "pseudo_labels"
+        folder.mkdir(parents=True)
+        shards = [range(start, min(start + 4, count)) for start in range(0, count, 4)]
+        for index, members in enumerate(shards):
+            name = tfrecord.shard_name("pseudo_labels", "train", index, len(shards))
+            with tfrecord.ShardWriter(folder / name) as writer:
+                for i in members:
+                    scene, png = scenes.scene(scenes.SPLITS["train"] + i), io.BytesIO()
+                    Image.fromarray(scene.image).save(png, "PNG")
+                    record = example.PseudoLabel(png.getvalue(), f"{i}.png", scene.labels)
+                    writer.write(example.encode(record))
+        sizes, metadata = [len(shard) for shard in shards], {"words": list(scenes.WORDS)}
+        example.write_metadata(folder, example.PseudoLabel, sizes, 1, metadata)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("world"))
+
+
+def program(*arguments, devices: int = 1) -> list[str]:
+    """The command line of a program of ours, as a user would type it."""
+    first = [sys.executable, "-m"] if not str(arguments[0]).endswith(".py") else [sys.executable]
+    return [*first, *map(str, arguments)]
+
+
+def run(*arguments, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+    """Runs a program to its end; its output is text, standard error included."""
+    one_device = {"XLA_FLAGS": "", **environment}
+    result = subprocess.run(
+        program(*arguments),
+        cwd=ROOT,
+        env=os.environ | one_device,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert not check or result.returncode == 0, result.stdout
+    return result

@@ -107,12 +107,13 @@ def _serializer(kind: type) -> ExampleSerializer:
 
 
 def encode(example: PseudoLabel | PatchFeatures) -> bytes:
-    """The bytes of a tf.train.Example."""
+    """The bytes of a tf.train.Example; the same example gives the same bytes."""
     kind: type = type(example)
     values = {field.name: getattr(example, field.name) for field in dataclasses.fields(example)}
     if kind is PseudoLabel:
         values["labels"] = encode_label_map(values["labels"])
-    return _serializer(kind).serialize_example(_features(kind).encode_example(values))
+    proto = _serializer(kind).get_tf_example(_features(kind).encode_example(values))
+    return proto.SerializeToString(deterministic=True)
 
 
 def decode_pseudo_label(record: bytes) -> PseudoLabel:

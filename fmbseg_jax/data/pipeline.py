@@ -6,6 +6,8 @@ batches as one that was never stopped.
 
 from __future__ import annotations
 
+from typing import Any
+
 import grain
 import numpy as np
 
@@ -13,6 +15,9 @@ from fmbseg_jax.data.example import decode_patch_features
 from fmbseg_jax.data.tfrecord import RecordSource
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
+
+
+Iterator = grain.DatasetIterator
 
 
 class TrainBatches:
@@ -52,8 +57,18 @@ class TrainBatches:
         batches = share.batch(batch_size // count, batch_fn=lambda examples: _stack(examples, filled))
         self._dataset = batches
 
-    def __iter__(self) -> grain.DatasetIterator:
+    def __iter__(self) -> Iterator:
         return iter(self._dataset.to_iter_dataset(grain.ReadOptions(num_threads=4)))
+
+
+def save_position(batches: Iterator) -> Any:
+    """Where an iterator stands, as an argument for Orbax to save."""
+    return grain.checkpoint.CheckpointSave(batches)
+
+
+def restore_position(batches: Iterator) -> Any:
+    """An argument for Orbax that moves the iterator to where it stood."""
+    return grain.checkpoint.CheckpointRestore(batches)
 
 
 def _example(record: bytes) -> dict[str, np.ndarray]:

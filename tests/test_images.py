@@ -1,0 +1,141 @@
+"""Every kind of image that people have, and files that are none."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fmbseg_jax.data import images
+from fmbseg_jax.errors import UserError
+
+RGB = np.asarray(
+    [[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[9, 9, 9], [99, 99, 99], [250, 250, 250]]], np.uint8
+)
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_rgb_and_grey():
+    np.testing.assert_array_equal(images.decode(encoded(Image.fromarray(RGB))), RGB)
+    grey = images.decode(encoded(Image.fromarray(RGB[..., 0])))
+    np.testing.assert_array_equal(grey, np.repeat(RGB[..., :1], 3, -1))
+
+
+def test_palette_and_bilevel():
+    palette = Image.fromarray(RGB).quantize(16)
+    np.testing.assert_array_equal(
+        images.decode(encoded(palette)), np.asarray(palette.convert("RGB"))
+    )
+    bits = images.decode(encoded(Image.fromarray(np.asarray([[0, 255]], np.uint8)).convert("1")))
+    np.testing.assert_array_equal(bits[0, :, 0], [0, 255])
+
+
+def test_transparency_is_laid_over_white():
+    rgba = np.dstack([RGB, np.asarray([[255, 0, 128], [255, 0, 255]], np.uint8)])
+    decoded = images.decode(encoded(Image.fromarray(rgba)))
+    np.testing.assert_array_equal(decoded[0, :2], [[255, 0, 0], [255, 255, 255]])
+    assert 120 < decoded[0, 2, 0] < 135
+    grey_alpha = Image.fromarray(np.asarray([[[0, 0], [0, 255]]], np.uint8), "LA")
+    np.testing.assert_array_equal(images.decode(encoded(grey_alpha))[0, :, 0], [255, 0])
+
+
+def test_16_bits_are_scaled_not_cut():
+    deep = np.asarray([[0, 257, 32896, 65535]], np.uint16)
+    np.testing.assert_array_equal(
+        images.decode(encoded(Image.fromarray(deep)))[0, :, 0], [0, 1, 128, 255]
+    )
+
+
+def test_cmyk():
+    cmyk = Image.fromarray(RGB).convert("CMYK")
+    decoded = images.decode(encoded(cmyk, "TIFF"))
+    np.testing.assert_array_equal(decoded, np.asarray(cmyk.convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation(orientation):
+    tall = np.zeros((6, 4, 3), np.uint8)
+    tall[0, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = images.decode(encoded(Image.fromarray(tall), "PNG", exif=exif))
+    assert decoded.shape == ((6, 4, 3) if orientation < 5 else (4, 6, 3))
+    corner = {
+        1: (0, 0),
+        2: (0, -1),
+        3: (-1, -1),
+        4: (-1, 0),
+        5: (0, 0),
+        6: (0, -1),
+        7: (-1, -1),
+        8: (-1, 0),
+    }
+    assert np.all(decoded[corner[orientation]] == 255)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda data: b"", "not an image file"),
+        (lambda data: b"<html>no image</html>", "not an image file"),
+        (lambda data: data[: len(data) // 2], "cannot be read: "),
+        (lambda data: data[:100], "cannot be read: "),
+        (lambda data: b"\0" * 20 + data[20:], "not an image file"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_damaged_files_say_why(kind, damage, reason):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    with pytest.raises(images.ImageError, match=reason):
+        images.decode(damage(encoded(Image.fromarray(noise), kind)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 20_000), (20_000, 1)])
+def test_extreme_shapes(shape):
+    image = images.decode(encoded(Image.new("RGB", shape[::-1], (1, 2, 3))))
+    assert image.shape == (*shape, 3)
+    resized = images.resize(image, images.resized_shape(*shape, 448))
+    assert min(resized.shape[:2]) == 448
+    assert max(resized.shape[:2]) <= images.LONG_SIDE
+    assert np.all(resized == [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((480, 640), (448, 597)),
+        ((500, 375), (597, 448)),
+        ((448, 448), (448, 448)),
+        ((1024, 2048), (448, 896)),
+        ((400, 4000), (448, 2048)),
+    ],
+)
+def test_resized_shape(shape, expected):
+    assert images.resized_shape(*shape, 448) == expected
+
+
+def test_labels_are_resized_by_the_nearest():
+    labels = np.arange(6, dtype=np.uint16).reshape(2, 3)
+    np.testing.assert_array_equal(images.resize_labels(labels, (4, 6))[::2, ::2], labels)
+    np.testing.assert_array_equal(images.resize_labels(labels, (1, 1)), [[4]])
+
+
+def test_finding_images(tmp_path):
+    with pytest.raises(UserError, match="No folder of images"):
+        images.find_images(tmp_path / "none")
+    with pytest.raises(UserError, match="No images in"):
+        images.find_images(tmp_path)
+    for name in ["b/c.JPG", "a.png", "b/.hidden.png", "notes.txt"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert images.find_images(tmp_path) == ["a.png", "b/c.JPG"]
+
+
+def test_normalise():
+    out = images.normalise(np.asarray([[[0, 255, 51]]], np.uint8), (0.5, 0.5, 0.2), (0.5, 0.25, 1))
+    np.testing.assert_allclose(out, [[[-1, 2, 0]]], atol=1e-6)

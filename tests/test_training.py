@@ -1,0 +1,218 @@
+"""The trainer: batches, the step, one device and eight, and what a resumed run sees."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import run
+
+from fmbseg_jax import checkpoint, config, sharding, training
+from fmbseg_jax.data import example, tfrecord
+from fmbseg_jax.data.pipeline import TrainBatches
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.models import aligner as aligners
+from fmbseg_jax.vocabulary import IGNORE
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Seven records; every patch of record i holds i."""
+    path = tmp_path / tfrecord.shard_name("patch_features", "train", 0, 1)
+    with tfrecord.ShardWriter(path) as writer:
+        for i in range(7):
+            patches, grid = np.full((4, 3), i, np.float16), np.asarray([2, 2], np.int32)
+            record = example.PatchFeatures(patches, np.full(4, i, np.uint16), grid, f"{i}.png")
+            writer.write(example.encode(record))
+    return tfrecord.RecordSource([path])
+
+
+def seen(batches):
+    """The images of each batch, by number; fillers left out."""
+    return [[int(row[0]) for row in batch["labels"] if row[0] != IGNORE] for batch in batches]
+
+
+def test_every_image_comes_once_in_an_epoch(source):
+    batches = TrainBatches(source, seed=0, batch_size=3, epochs=2)
+    order = seen(batches)
+    assert len(order) == batches.steps == 5
+    assert [len(batch) for batch in order] == [3, 3, 3, 3, 2]
+    flat = sum(order, [])
+    assert sorted(flat[:7]) == sorted(flat[7:]) == list(range(7))
+    assert flat[:7] != flat[7:]
+    assert order == seen(TrainBatches(source, seed=0, batch_size=3, epochs=2))
+    assert order != seen(TrainBatches(source, seed=1, batch_size=3, epochs=2))
+
+
+def test_batches_are_filled_to_the_devices(source):
+    batch = next(iter(TrainBatches(source, seed=0, batch_size=5, epochs=1, multiple=8)))
+    assert batch["patches"].shape == (8, 4, 3)
+    assert np.all(batch["labels"][5:] == IGNORE)
+    assert not np.any(batch["patches"][5:])
+
+
+def test_processes_share_a_batch(source):
+    whole = seen(TrainBatches(source, seed=0, batch_size=4, epochs=2))
+    parts = [
+        seen(TrainBatches(source, seed=0, batch_size=4, epochs=2, process=(i, 2))) for i in (0, 1)
+    ]
+    for step, images in enumerate(whole):
+        assert sorted(parts[0][step] + parts[1][step]) == sorted(images)
+    with pytest.raises(UserError, match="not a multiple of the 3 processes"):
+        TrainBatches(source, seed=0, batch_size=4, epochs=2, process=(0, 3))
+
+
+def objective(kind="block", **changes):
+    train = config.Train(**{"heads": 2, **changes})
+    return training.Objective(
+        aligner=aligners.create(kind, output=6, mlp_ratio=2, heads=2),
+        optimizer=training.optimizer(train, 10),
+        loss=train.loss,
+        temperature=train.temperature,
+        text_weight=train.text_weight,
+        balanced=train.balanced,
+    )
+
+
+def batch_of(images, seed=0):
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 5, (images, 9)).astype(np.int32)
+    labels[random.random(labels.shape) < 0.3] = IGNORE
+    labels[-1] = IGNORE
+    return {"patches": random.normal(size=(images, 9, 8)).astype(np.float16), "labels": labels}
+
+
+def unit_text():
+    text = np.random.default_rng(1).normal(size=(5, 6)).astype(np.float32)
+    return jnp.asarray(text / np.linalg.norm(text, axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp", "block"])
+def test_eight_devices_train_as_one(kind):
+    goal, batch = objective(kind), batch_of(8)
+    states = []
+    for mesh in (sharding.data_mesh(), jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))):
+        state = sharding.replicate(mesh, training.create_state(goal, 0, 8))
+        text = sharding.replicate(mesh, unit_text())
+        for _ in range(3):
+            distributed = sharding.distribute(mesh, batch)
+            state, metrics = training.train_step(state, distributed, text, objective=goal)
+        assert len(distributed["patches"].sharding.device_set) == mesh.size
+        states.append((jax.device_get(state.params), float(metrics["loss"])))
+    (eight, loss8), (one, loss1) = states
+    np.testing.assert_allclose(loss8, loss1, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), eight, one)
+
+
+@pytest.mark.parametrize("loss", ["tsupcon", "supcon", "prototype"])
+def test_training_learns(loss):
+    goal, batch = objective("mlp", loss=loss, optimizer="adamw", peak_lr=0.02), batch_of(6)
+    batch["patches"][..., 0] += 3 * np.where(batch["labels"] == IGNORE, 0, batch["labels"])
+    state, history = training.create_state(goal, 0, 8), []
+    for _ in range(10):
+        state, metrics = training.train_step(state, batch, unit_text(), objective=goal)
+        history.append(metrics)
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[-1]["accuracy"] > history[0]["accuracy"]
+    assert int(state.step) == 10
+
+
+def test_filler_images_change_nothing():
+    goal, batch = objective(), batch_of(4)
+    filled = {
+        "patches": np.concatenate([batch["patches"], np.zeros((3, 9, 8), np.float16)]),
+        "labels": np.concatenate([batch["labels"], np.full((3, 9), IGNORE, np.int32)]),
+    }
+    results = []
+    for given in (batch, filled):
+        state = training.create_state(goal, 0, 8)
+        state, metrics = training.train_step(state, given, unit_text(), objective=goal)
+        results.append((jax.device_get(state.params), float(metrics["loss"])))
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), results[0][0], results[1][0]
+    )
+
+
+def test_a_batch_without_labels_moves_nothing():
+    goal, batch = objective(momentum=0.0), batch_of(2)
+    batch["labels"][:] = IGNORE
+    state = training.create_state(goal, 0, 8)
+    before = jax.device_get(state.params)
+    state, metrics = training.train_step(state, batch, unit_text(), objective=goal)
+    assert metrics["loss"] == 0
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.params))
+
+
+def test_schedule():
+    rate = training.schedule(config.Train(peak_lr=2.0, warmup=0.1), 100)
+    np.testing.assert_allclose(
+        [rate(0), rate(5), rate(10), rate(55), rate(100)], [0, 1, 2, 1, 0], atol=1e-6
+    )
+    assert np.isfinite(training.schedule(config.Train(), 1)(0))
+
+
+def test_decay_spares_norms_and_biases():
+    train = config.Train(weight_decay=0.5, momentum=0.0, clip_norm=0.0, peak_lr=1.0, warmup=0.01)
+    tx = training.optimizer(train, 100)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    state = tx.init(params)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    for _ in range(2):  # the first step of the warm-up has rate 0
+        updates, state = tx.update(zero, state, params)
+    new = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(new["kernel"], 0.5)
+    np.testing.assert_allclose(new["bias"], 1)
+
+
+def test_unit_has_no_nan_gradient_at_zero():
+    gradient = jax.grad(lambda x: aligners.unit(x).sum())(jnp.zeros((2, 3)))
+    np.testing.assert_array_equal(gradient, 0)
+    with pytest.raises(UserError, match="train.heads = 3 does not divide"):
+        aligners.create("block", output=4, mlp_ratio=2, heads=3).init(
+            jax.random.key(0), jnp.zeros((1, 2, 8))
+        )
+
+
+def test_a_checkpoint_restores_state_and_batches(source, tmp_path):
+    goal = objective()
+    batches = TrainBatches(source, seed=3, batch_size=2, epochs=3)
+    expected = seen(batches)
+    iterator, state = iter(batches), training.create_state(goal, 0, 8)
+    for _ in range(4):
+        next(iterator)
+    state, _ = training.train_step(state, batch_of(2), unit_text(), objective=goal)
+    saved = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    saved.save(4, state, iterator)
+    saved.close()
+
+    fresh, again = iter(batches), training.create_state(goal, 1, 8)
+    (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp").mkdir()  # a save that a kill cut short
+    restored = checkpoint.Checkpoints(tmp_path / "checkpoints").restore(again, fresh)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(restored))
+    assert seen(fresh) == expected[4:]
+
+
+@pytest.fixture(scope="module")
+def features(world, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("training")
+    world.pseudo_labels(workdir)
+    run("fmbseg_jax.features", *world.flags, f"--workdir={workdir}")
+    return workdir
+
+
+def test_the_program_exports_what_it_trained(features, world):
+    output = run("train.py", *world.flags, f"--workdir={features}").stdout
+    assert "The aligner is in" in output
+    lines = [json.loads(line) for line in (features / "metrics" / "train.jsonl").open()]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    model = checkpoint.read_model(features / "export")
+    assert model["steps"] == 8
+    assert model["images"] == 10
+    assert model["config"]["train.epochs"] == 4
+    assert "sail boat" in (features / "export" / "README.md").read_text()
+    assert list((features / "metrics").glob("events.out.tfevents.*"))
+    with pytest.raises(UserError, match="is no exported aligner"):
+        checkpoint.read_model(features)
