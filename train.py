@@ -34,7 +34,8 @@ def train(config: Config, workdir: Path) -> None:
     if not len(records):
         raise UserError(f"{workdir / 'features'} holds no image. See the summary of the labelling.")
     text = text_features(config.models.clip)
-    prototypes = sharding.replicate(mesh, text(metadata["words"], config.label.template))
+    template = metadata["config"].get("label.template", config.label.template)
+    prototypes = sharding.replicate(mesh, text(metadata["words"], template))
 
     batches = TrainBatches(
         records,
@@ -91,7 +92,7 @@ def export(config: Config, workdir: Path, state: training.TrainState, made: dict
         "words": made["words"],
         "images": made["images"],
         "steps": int(state.step),
-        "config": flatten(config),
+        "config": flatten(config) | made["config"],
         "versions": {
             "fmbseg_jax": fmbseg_jax.__version__, "jax": jax.__version__,
             "python": platform.python_version(),
@@ -130,8 +131,7 @@ model.json has the whole config.
 def main() -> None:
     config = CONFIG.value
     sharding.start_hosts()
-    sections = ("seed", "data", "models", "label", "features", "train")
-    train(config, workfolder.claim(WORKDIR.value, config, sections))
+    train(config, workfolder.claim(WORKDIR.value, config, ("seed", "models", "train")))
 
 
 if __name__ == "__main__":

@@ -92,7 +92,13 @@ def _finish(config: Config, folder: Path, shards: list[Path], metadata: dict[str
     sizes = [len(RecordSource([path])) for path in shards]
     num_bytes = sum(path.stat().st_size for path in shards)
     vision = {"source": config.models.vision, "hash": weights.content_hash(config.models.vision)}
-    ours = {"words": metadata["words"], "vision": vision, "config": flatten(config)}
+    stage = {
+        name: value
+        for name, value in flatten(config).items()
+        if name == "models.vision" or name.startswith("features.")
+    }
+    made_by = metadata.get("config", {}) | stage  # of the labels, what was true when they were made
+    ours = {"words": metadata["words"], "vision": vision, "config": made_by}
     write_metadata(folder, PatchFeatures, sizes, num_bytes, ours)
     print(f"{sum(sizes)} images' patch features are in {folder}")
 
@@ -143,8 +149,7 @@ def _patches(module: encoders.VisionEncoder, params: Any, pixels: Array) -> Floa
 
 def main() -> None:
     config = CONFIG.value
-    sections = ("data", "models", "label", "features")
-    write_features(config, workfolder.claim(WORKDIR.value, config, sections))
+    write_features(config, workfolder.claim(WORKDIR.value, config, ("models", "features")))
 
 
 if __name__ == "__main__":

@@ -43,13 +43,25 @@ def save_dinov2(folder: Path, *, width=48, depth=3, heads=4, image=70, patch=14)
     return model
 
 
-def save_clip(folder: Path, *, width=32, depth=2, image=32, patch=8, output=24) -> CLIPModel:
+def save_clip(
+    folder: Path, *, width=32, depth=2, heads=4, image=32, patch=8, output=24
+) -> CLIPModel:
     """A CLIPModel folder with a byte-level tokenizer (any word is spelled); returns the model."""
     size = save_tokenizer(folder)
-    tower = {"num_hidden_layers": depth, "num_attention_heads": 4, "intermediate_size": 4 * width}
+    tower = {
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+    }
     end = {"bos_token_id": size - 2, "eos_token_id": size - 1, "pad_token_id": size - 1}
     config = CLIPConfig(
-        text_config={"hidden_size": width, "vocab_size": size, "max_position_embeddings": 77, **tower, **end},
+        text_config={
+            "hidden_size": width,
+            "vocab_size": size,
+            "max_position_embeddings": 77,
+            **tower,
+            **end,
+        },
         vision_config={"hidden_size": width, "image_size": image, "patch_size": patch, **tower},
         projection_dim=output,
     )
