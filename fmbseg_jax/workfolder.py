@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from fmbseg_jax.config import Config, flatten
 from fmbseg_jax.data.images import write_atomically
@@ -40,12 +41,23 @@ def claim(workdir: str | Path, config: Config, sections: tuple[str, ...]) -> Pat
     changed = [
         f"{name}: {before[name]!r} there, {value!r} now"
         for name, value in ours.items()
-        if name in before and before[name] != value and name not in _FREE
+        if name in before and not _same(before[name], value) and name not in _FREE
     ]
     if changed:
         raise UserError(
             f"{workdir} was made with another config:\n  " + "\n  ".join(changed) + "\n"
             "Give the new experiment another --workdir, or set these fields back."
         )
-    write_atomically(path, (json.dumps(before | ours, indent=1) + "\n").encode())
+    try:
+        write_atomically(path, (json.dumps(before | ours, indent=1) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"Cannot write to the work folder {workdir}: {error.strerror}.") from None
     return workdir
+
+
+def _same(before: Any, now: Any) -> bool:
+    """Equal, or two ways to write the path of one file."""
+    if before == now:
+        return True
+    paths = [Path(value) for value in (before, now) if isinstance(value, str) and value]
+    return len(paths) == 2 and paths[0].exists() and paths[0].resolve() == paths[1].resolve()

@@ -1,0 +1,190 @@
+"""CLIP: words → text features; an image → class tokens of its crops, and dense patch features.
+
+Paper, section 3.1: CLIP is trained to align its class token with text, not its patches. Their
+features come from the value projection of the last block instead (as MaskCLIP does), and from crops
+of an enlarged image, so that the map is fine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from torch.nn.functional import normalize
+
+from fmbseg_jax.data import images
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.vocabulary import prompts
+
+_CROPS_AT_ONCE = 64
+"""Memory and speed, not results."""
+
+
+class Clip:
+    """A published CLIP model. All features it gives are float32, of unit length."""
+
+    def __init__(self, source: str, device: str = "cpu"):
+        """source: a folder in Hugging Face layout, or a hub id."""
+        folder = locate(source)
+        self._mean, self._std = _normalisation(folder)
+        self.tokenizer, self.model = _load(folder)
+        self.model.eval().to(device)
+        self.device = device
+        self.patch: int = self.model.config.vision_config.patch_size
+        self._last_block = self.model.vision_model.encoder.layers[-1]
+        self._last_block.register_forward_pre_hook(self._remember)
+
+    @torch.inference_mode()
+    def text(self, words: Sequence[str], template: str) -> torch.Tensor:
+        """Text features of the words in the template: [K, D]."""
+        features = [
+            self.model.text_projection(self.model.text_model(input_ids=ids).pooler_output)
+            for ids in self._token_ids(words, template)
+        ]
+        return normalize(torch.cat(features), dim=-1)
+
+    @torch.inference_mode()
+    def crops(
+        self, image: np.ndarray, short_side: int, crop: int, stride: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slides a window over the resized image ("high-resolution feature extraction", 3.2).
+
+        Args:
+          image: uint8 [H, W, 3], RGB.
+          short_side: the image is resized to it, both sides rounded up to whole patches; pixels.
+          crop: side of the window, pixels; a multiple of the patch.
+          stride: step of the window, pixels.
+
+        Returns:
+          Class tokens of the crops [c, D], and patch features of the whole image [h, w, D]:
+          what the crops give for a patch, averaged.
+        """
+        pixels = self._pixels(image, short_side)
+        grid = pixels.shape[1] // self.patch, pixels.shape[2] // self.patch
+        total = torch.zeros(*grid, self.model.config.projection_dim, device=self.device)
+        tokens = []
+        corners = crop_corners(pixels.shape[1:], crop, stride, self.patch)
+        for i in range(0, len(corners), _CROPS_AT_ONCE):
+            batch = corners[i : i + _CROPS_AT_ONCE]
+            windows = torch.stack([pixels[:, y : y + crop, x : x + crop] for y, x in batch])
+            class_tokens, patches = self._encode(windows)
+            tokens.append(class_tokens)
+            for (y, x), features in zip(batch, patches, strict=True):
+                top, left, side = y // self.patch, x // self.patch, crop // self.patch
+                total[top : top + side, left : left + side] += features
+        # Made unit length, the sum over the crops is their mean: no need to count them.
+        return torch.cat(tokens), normalize(total, dim=-1)
+
+    def _pixels(self, image: np.ndarray, short_side: int) -> torch.Tensor:
+        """The image as CLIP wants it: float32 [3, H', W'], whole patches on both sides."""
+        height, width = (
+            -(-side // self.patch) * self.patch
+            for side in images.resized_shape(image.shape[0], image.shape[1], short_side)
+        )
+        resized = images.resize(image, (height, width))
+        pixels = images.normalise(resized, self._mean, self._std)
+        return torch.from_numpy(pixels).permute(2, 0, 1).to(self.device)
+
+    def _encode(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[c, 3, s, s] → class tokens [c, D] of unit length, patch features [c, s/p, s/p, D]."""
+        vision = self.model.vision_model
+        pooled = vision(windows, interpolate_pos_encoding=True).pooler_output
+        block = self._last_block
+        values = block.self_attn.v_proj(block.layer_norm1(self._last_input[:, 1:]))
+        values = vision.post_layernorm(block.self_attn.out_proj(values))
+        side = windows.shape[-1] // self.patch
+        patches = self.model.visual_projection(values).unflatten(1, (side, side))
+        return normalize(self.model.visual_projection(pooled), dim=-1), patches
+
+    def _remember(self, block: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        self._last_input = arguments[0]
+
+    def _token_ids(self, words: Sequence[str], template: str) -> Iterator[torch.Tensor]:
+        room = self.model.config.text_config.max_position_embeddings
+        sentences = prompts(words, template)
+        for i in range(0, len(sentences), 256):
+            # No attention mask: padding comes after the end token, which sees only what precedes.
+            batch = self.tokenizer(sentences[i : i + 256], padding=True, return_tensors="pt")
+            ids = batch.input_ids
+            if ids.shape[1] > room:
+                longest = max(words, key=lambda word: len(self.tokenizer.tokenize(word)))
+                raise UserError(
+                    f"The word {longest!r} gives {ids.shape[1]} tokens in the template; CLIP reads "
+                    f"{room}. Shorten the word."
+                )
+            yield ids.to(self.device)
+
+
+def crop_corners(shape: Sequence[int], crop: int, stride: int, patch: int) -> list[tuple[int, int]]:
+    """Top left corners (y, x) of a sliding window, whole patches from the image's corner.
+
+    The last window of a row or column is shifted inside, so that every patch is covered.
+    """
+    if crop % patch:
+        raise UserError(
+            f"label.crop is a multiple of CLIP's patch, {patch} pixels; got {crop}. "
+            f"The nearest are {crop // patch * patch} and {(crop // patch + 1) * patch}."
+        )
+    step = max(stride // patch, 1) * patch
+    rows, columns = (sorted({*range(0, side - crop, step), side - crop}) for side in shape)
+    return [(y, x) for y in rows for x in columns]
+
+
+def locate(source: str) -> Path:
+    """The folder of a model: `source` itself, or where the hub's cache has (or gets) it."""
+    if Path(source).is_dir():
+        return Path(source)
+    files = ["*.json", "*.txt", "*.safetensors"]
+    try:
+        try:  # the cache first: without a network the hub's client would retry for half a minute
+            folder = Path(snapshot_download(source, allow_patterns=files, local_files_only=True))
+            if any(folder.glob("*.safetensors")):
+                return folder
+        except OSError:
+            pass
+        return Path(snapshot_download(source, allow_patterns=files))
+    except (OSError, ValueError, HFValidationError) as error:
+        raise UserError(
+            f"No CLIP model {source!r}: it is no folder here, and as an id of the Hugging Face hub "
+            f"it could not be had ({str(error).splitlines()[0]}). Where there is a connection, run"
+            f"\n  hf download {source} --include '*.json' '*.txt' '*.safetensors' "
+            "--local-dir FOLDER\nand give the folder: --config.models.clip=FOLDER"
+        ) from None
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
+    """The tokenizer and the CLIPModel, float32."""
+    # Imported here: it takes seconds, and to find that a model is missing must not.
+    from transformers import AutoTokenizer, CLIPModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        load: Any = CLIPModel.from_pretrained
+        model, report = load(folder, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # transformers raises many kinds on damaged files
+        raise UserError(f"The CLIP model in {folder} cannot be loaded: {error}") from error
+    if report["missing_keys"]:  # transformers would fill these with random numbers
+        missing = ", ".join(sorted(report["missing_keys"])[:5])
+        raise UserError(f"The CLIP model in {folder} lacks parameters: {missing}.")
+    return tokenizer, model
+
+
+def _normalisation(folder: Path) -> tuple[list[float], list[float]]:
+    """Mean and std of pixels in [0, 1]. Read here: transformers' image classes want torchvision."""
+    path = folder / "preprocessor_config.json"
+    try:
+        settings = json.loads(path.read_text())
+        return settings["image_mean"], settings["image_std"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}). A CLIP folder has it, with image_mean and "
+            "image_std: copy it from where the model was published."
+        ) from None

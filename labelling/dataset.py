@@ -1,0 +1,182 @@
+"""The folder of pseudo labels: which images, which shards are done, and what they hold.
+
+    pseudo_labels/
+      pseudo_labels-train.tfrecord-00000-of-00004 ...   the records; a shard that exists is done
+      progress/manifest.json                            images and words, as the first run saw them
+      progress/models.json                              hashes of the models, by the first run
+      progress/00000.json ...                           counts of each shard
+      skipped.tsv                                       images left out, and why
+      dataset_info.json  features.json  metadata.json   written last
+
+The counts of a shard are on disk before the shard gets its name. So a run killed anywhere loses at
+most its unfinished shard, which the next run makes again, and the sums are always over all runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fmbseg_jax.data import example
+from fmbseg_jax.data.example import PseudoLabel
+from fmbseg_jax.data.images import ImageError, write_atomically
+from fmbseg_jax.data.tfrecord import ShardWriter, shard_name
+from fmbseg_jax.errors import UserError
+from labelling.counts import Counts
+
+
+class Dataset:
+    """The pseudo labels of some images, shard by shard."""
+
+    def __init__(self, folder: Path, names: Sequence[str], images_per_shard: int):
+        self.folder = folder
+        self.names = list(names)
+        self.per_shard = images_per_shard
+        self.num_shards = -(-len(self.names) // images_per_shard)
+        self._progress = folder / "progress"
+
+    def open(self, facts: dict[str, Any]) -> None:
+        """Makes the folder, or checks that it was made from the same images and facts (words)."""
+        facts = {"images": self.names, **facts}
+        try:
+            self._progress.mkdir(parents=True, exist_ok=True)
+            if not remember(self._progress / "manifest.json", facts):
+                return
+        except OSError as error:
+            raise UserError(f"Cannot write to {self.folder}: {error.strerror}.") from None
+        before = json.loads((self._progress / "manifest.json").read_text())
+        changes = "\n  ".join(
+            f"{name}: {_difference(before.get(name), value)}"
+            for name, value in facts.items()
+            if before.get(name) != value
+        )
+        raise UserError(
+            f"{self.folder} was begun from other data:\n  {changes}\n"
+            "Put them back as they were, or give the new data another --workdir."
+        )
+
+    def path(self, shard: int) -> Path:
+        """Where a shard lies."""
+        name = example.dataset_name(PseudoLabel)
+        return self.folder / shard_name(name, "train", shard, self.num_shards)
+
+    def missing(self) -> list[int]:
+        """The shards that are still to be made."""
+        return [
+            shard
+            for shard in range(self.num_shards)
+            if not (self.path(shard).exists() and self._counts_path(shard).exists())
+        ]
+
+    def write(
+        self,
+        shard: int,
+        label: Callable[[str], PseudoLabel],
+        after_image: Callable[[Counts], None] = lambda counts: None,
+        strict: bool = False,
+    ) -> Counts:
+        """Labels the images of a shard and writes it.
+
+        Args:
+          label: from an image's name to its record; an ImageError skips the image.
+          after_image: gets the counts of this shard so far.
+          strict: an ImageError stops instead.
+        """
+        counts = Counts()
+        first = shard * self.per_shard
+        try:
+            with ShardWriter(self.path(shard)) as writer:
+                for name in self.names[first : first + self.per_shard]:
+                    try:
+                        labelled = label(name)
+                    except ImageError as error:
+                        if strict:
+                            raise UserError(
+                                f"{name} {error}. Without --strict it would be skipped and listed."
+                            ) from None
+                        counts.skip(name, str(error))
+                    else:
+                        record = example.encode(labelled)
+                        writer.write(record)
+                        counts.add(labelled, len(record))
+                    after_image(counts)
+                write_json(self._counts_path(shard), dataclasses.asdict(counts))
+        except OSError as error:
+            raise UserError(
+                f"Cannot write {self.path(shard)}: {error.strerror}. Shards that are done stay; "
+                "run the same command again to continue."
+            ) from None
+        return counts
+
+    def counts(self) -> Counts:
+        """Sums over all shards that are done, by whatever run."""
+        done = sorted(set(range(self.num_shards)) - set(self.missing()))
+        return sum((self._read_counts(shard) for shard in done), Counts())
+
+    @property
+    def finished(self) -> bool:
+        """Whether the metadata, which come last, are there."""
+        return (self.folder / "dataset_info.json").exists()
+
+    def finish(self, metadata: dict[str, Any]) -> None:
+        """Writes the list of skipped images, and last what makes this a finished dataset."""
+        shards = [self._read_counts(shard) for shard in range(self.num_shards)]
+        total = sum(shards, Counts())
+        if not total.records:
+            raise UserError(f"None of the images can be read:\n{total.reasons()}")
+        models = self._progress / "models.json"
+        metadata = {
+            **metadata,
+            "models": json.loads(models.read_text()) if models.exists() else {},
+            "coverage": total.coverage,
+            "skipped": len(total.skipped),
+        }
+        lines = ["\t".join(entry).replace("\n", " ") + "\n" for entry in total.skipped]
+        write_atomically(self.folder / "skipped.tsv", "".join(lines).encode())
+        example.write_metadata(
+            self.folder, PseudoLabel, [counts.records for counts in shards], total.bytes, metadata
+        )
+
+    def _counts_path(self, shard: int) -> Path:
+        return self._progress / f"{shard:05d}.json"
+
+    def _read_counts(self, shard: int) -> Counts:
+        return Counts(**json.loads(self._counts_path(shard).read_text()))
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of an image file; one that cannot be opened is an ImageError like a damaged one."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror}") from None
+
+
+def remember(path: Path, facts: dict[str, Any]) -> bool:
+    """Writes facts down if none are yet; True where others are there."""
+    if path.exists():
+        return json.loads(path.read_text()) != facts
+    write_json(path, facts)
+    return False
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, atomically."""
+    write_atomically(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _difference(before: Any, now: Any) -> str:
+    if not isinstance(before, list) or not isinstance(now, list):
+        return f"{before!r} there, {now!r} now"
+    parts = []
+    for verb, entries in (
+        ("added", [entry for entry in now if entry not in set(before)]),
+        ("removed", [entry for entry in before if entry not in set(now)]),
+    ):
+        if entries:
+            more = ", ..." if len(entries) > 5 else ""
+            parts.append(f"{len(entries)} {verb} ({', '.join(entries[:5])}{more})")
+    return "; ".join(parts) or "in another order"

@@ -1,0 +1,90 @@
+"""Which words are in an image: votes of CLIP's crops, or image-level labels (paper, 3.2)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fmbseg_jax.errors import UserError
+
+GIVEN = -1
+"""Stands for the number of votes where the user gave the word."""
+
+
+ImageLabels = dict[str, np.ndarray]
+"""Word indices, int64 [f], ascending, by image."""
+
+
+def vote(similarities: np.ndarray, min_crops: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each crop votes for the word most similar to its class token.
+
+    A word with at least `min_crops` votes is in the image. There may be none: such an image gets no
+    masks, its label map stays empty, and the summary counts it.
+
+    Args:
+      similarities: float [c, K], class tokens of the crops by words.
+
+    Returns:
+      Indices of the words found, int64 [f], ascending, and their votes, int32 [f].
+    """
+    votes = np.bincount(similarities.argmax(1), minlength=similarities.shape[1])
+    found = np.flatnonzero(votes >= min_crops)
+    return found, votes[found].astype(np.int32)
+
+
+def read_image_labels(path: str | Path, words: Sequence[str], names: Sequence[str]) -> ImageLabels:
+    """Reads image-level labels: lines `path<TAB>word,word`, which replace the votes.
+
+    Nothing after the tab means that none of the words is in the image.
+
+    Args:
+      path: the file; "" for none.
+      names: the images, as `images.find_images` names them.
+
+    Returns:
+      Labels of the images that the file names; the others are voted on.
+    """
+    if not path:
+        return {}
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"No file of image-level labels at {path}. Lines are: path<TAB>word,word")
+    index = {word.lower(): i for i, word in enumerate(words)}
+    known = set(names)
+    labels: ImageLabels = {}
+    faults = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip():
+            continue
+        name, tab, listed = line.partition("\t")
+        given = [word.strip() for word in listed.split(",") if word.strip()]
+        unknown = [word for word in given if word.lower() not in index]
+        if not tab:
+            faults.append(f"line {number} has no tab: {line!r}")
+        elif name not in known:
+            faults.append(f"line {number}: no image {name!r}{_nearest(name, names)}")
+        elif name in labels:
+            faults.append(f"line {number}: {name!r} again")
+        elif unknown:
+            faults += [
+                f"line {number}: no word {word!r}{_nearest(word, words)}" for word in unknown
+            ]
+        else:
+            indices = {index[word.lower()] for word in given}
+            labels[name] = np.asarray(sorted(indices), np.int64)
+    if faults:
+        listed = "\n  ".join(faults[:10] + [f"and {len(faults) - 10} more"] * (len(faults) > 10))
+        raise UserError(
+            f"{path} cannot be used as image-level labels:\n  {listed}\n"
+            "Lines are path<TAB>word,word, with paths relative to data.images and words of "
+            "data.words."
+        )
+    return labels
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {near[0]!r}?" if near else ""

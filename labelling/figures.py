@@ -1,0 +1,113 @@
+"""Figures of stage 1: similarities, query points as green stars, masks (paper, Figs. 2, 3, 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from fmbseg_jax import figures
+from fmbseg_jax.data import images
+from fmbseg_jax.data.example import PseudoLabel, decode_pseudo_label
+from fmbseg_jax.data.tfrecord import RecordSource, find_shards
+from fmbseg_jax.vocabulary import IGNORE
+from labelling.compose import pixel_similarities
+from labelling.detection import ImageLabels
+from labelling.stage1 import Labeller, Scene
+
+_SIDE = 512
+"""Long side of the pictures, in pixels."""
+_GREEN = 60, 220, 90
+_STAR = np.stack(
+    [
+        np.where(np.arange(10) % 2, 0.42, 1) * np.sin(np.arange(10) * np.pi / 5),
+        np.where(np.arange(10) % 2, -0.42, -1) * np.cos(np.arange(10) * np.pi / 5),
+    ],
+    axis=-1,
+)
+"""float [10, 2], corners (x, y) of a star of radius 1, tip up."""
+
+
+def draw_records(
+    folder: Path,
+    out: Path,
+    count: int,
+    words: Sequence[str],
+    *,
+    labeller: Labeller | None,
+    given: ImageLabels,
+) -> None:
+    """Draws the first `count` records of a dataset into `out`, as NAME.png."""
+    records = RecordSource(find_shards(folder))
+    for i in range(min(count, len(records))):
+        label = decode_pseudo_label(records[i])
+        scene = None
+        if labeller:
+            scene = labeller.look(images.decode(label.image), given.get(label.filename))
+        path = out / PurePosixPath(label.filename).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(label_sheet(label, words, scene)).save(path)
+    print(f"figures in {out}")
+
+
+def label_sheet(label: PseudoLabel, words: Sequence[str], scene: Scene | None = None) -> np.ndarray:
+    """A record as a picture, uint8 [h, w, 3]: with its scene, a row for each word found."""
+    image = images.decode(label.image)
+    whole = figures.overlay(image, label.labels, len(words))
+    if scene is None or not len(scene.found):
+        columns = ["image", "labels"]
+        rows = [[image, whole]]
+    else:
+        columns = ["query points", "similarity", "1.1", "1.2", "pseudo label"]
+        rows = [
+            [*word_pictures(image, label, scene, words, i), whole] for i in range(len(scene.found))
+        ]
+    covered = np.mean(label.labels != IGNORE)
+    return figures.contact_sheet(
+        columns,
+        rows,
+        words,
+        title=label.filename,
+        subtitle=f"{len(label.found)} words found, {covered:.0%} of the pixels labelled",
+    )
+
+
+def word_pictures(
+    image: np.ndarray, label: PseudoLabel, scene: Scene, words: Sequence[str], index: int
+) -> list[np.ndarray]:
+    """Points, similarity map, mask of 1.1 and masks of 1.2, for the index-th word found."""
+    word = int(scene.found[index])
+    votes = int(scene.votes[index])
+    caption = words[word] if votes < 0 else f"{words[word]}, {votes} votes"
+    picture = draw_points(image, label.points[label.point_words == word], caption)
+    masks = []
+    for stage in (11, 12):
+        chosen = (scene.mask_words == index) & (scene.mask_stages == stage)
+        labels = np.where(scene.masks[chosen].any(0), word, IGNORE)
+        masks.append(figures.overlay(image, labels, len(words)))
+    return [picture, similarity_map(scene.similarities[..., word], image.shape[:2]), *masks]
+
+
+def similarity_map(similarities: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """float [h, w], one word's similarities → uint8 [H, W, 3]."""
+    strips = [values[0] for _, values in pixel_similarities(similarities[..., None], shape)]
+    return figures.heat_map(np.concatenate(strips))
+
+
+def draw_points(image: np.ndarray, points: np.ndarray, caption: str = "") -> np.ndarray:
+    """The image, enlarged, with a green star at each point, float [p, 2], (x, y) in its pixels."""
+    scale = _SIDE / max(image.shape[:2])
+    size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
+    picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(picture)
+    for point in points:
+        corners = point * scale + _STAR * (_SIDE / 28)
+        draw.polygon([tuple(corner) for corner in corners.tolist()], _GREEN, "black", 2)
+    if caption:
+        letters = figures.font(_SIDE // 14)
+        box = draw.textbbox((_SIDE // 40, _SIDE // 50), caption, font=letters)
+        draw.rectangle((0, 0, box[2] + _SIDE // 40, box[3] + _SIDE // 50), "white")
+        draw.text((_SIDE // 40, _SIDE // 50), caption, "black", letters)
+    return np.asarray(picture)

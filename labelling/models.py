@@ -1,0 +1,71 @@
+"""The frozen models of stage 1: found, loaded, and known by a hash of their parameters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from fmbseg_jax.config import Config
+from fmbseg_jax.errors import UserError
+from labelling import clip, sam, sam_checkpoint
+from labelling.dataset import remember
+from labelling.stage1 import Labeller
+
+
+def check(config: Config) -> None:
+    """Raises UserError where a model or device is not there; loads nothing."""
+    clip.locate(config.models.clip)
+    sam_checkpoint.locate(config.models.sam)
+    pick_device(config.label.device)
+
+
+def load(config: Config, words: Sequence[str], identity: Path) -> Labeller:
+    """Loads the models.
+
+    Args:
+      identity: JSON file of their sources and hashes; written by the first run, checked by others.
+    """
+    device = pick_device(config.label.device)
+    clip_model = clip.Clip(config.models.clip, device)
+    sam_model = sam.Sam(config.models.sam, device)
+    facts = {
+        "clip": config.models.clip,
+        "clip_sha256": content_hash(clip_model.model),
+        "sam": config.models.sam,
+        "sam_sha256": content_hash(sam_model.model),
+    }
+    if remember(identity, facts):
+        before = json.loads(identity.read_text())
+        changed = [name for name in facts if before.get(name) != facts[name]]
+        raise UserError(
+            f"The models are not those that {identity.parent} was begun with "
+            f"({', '.join(changed)} changed). Put them back, or give another --workdir."
+        )
+    return Labeller(clip_model, sam_model, words, config.label)
+
+
+def pick_device(name: str) -> str:
+    """The device for "auto" (CUDA where there is one, else the CPU), or `name` if it is there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"label.device is {name!r}, which cannot be used here ({str(error).splitlines()[0]}). "
+            "Give cpu, cuda, cuda:1, ..., or auto."
+        ) from None
+    return name
+
+
+def content_hash(model: torch.nn.Module) -> str:
+    """SHA-256 over the names, shapes and values of the parameters, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,236 @@
+"""SAM: sizes read from shapes, and the same masks as Meta's predictor and mask generator."""
+
+import numpy as np
+import pytest
+import torch
+from labelling_tiny import build_sam, picture, save_sam
+
+from fmbseg_jax import config
+from fmbseg_jax.errors import UserError
+from labelling import sam_checkpoint
+from labelling.meta_sam import segment_anything
+from labelling.sam import Sam, mask_boxes, point_grid
+
+torch.set_num_threads(1)
+
+
+def add_spotlights(model):
+    """Adds a bump around the points to the logits: random parameters give masks of everything."""
+    seen = {}
+
+    def remember(module, arguments, named):
+        seen["points"] = named["points"][0]
+
+    def brighten(module, arguments, output):
+        logits, ious = output
+        side = logits.shape[-1]
+        at = torch.arange(side) + 0.5
+        x, y = (seen["points"].mean(1) * (side / model.image_encoder.img_size)).float().T
+        distance = (at - x[:, None])[:, None, :] ** 2 + (at - y[:, None])[:, :, None] ** 2
+        radius = torch.tensor([2.0, 5.0, 8.0])[:, None, None]
+        bump = 12 * torch.exp(-distance[:, None] / (2 * radius**2)) - 5
+        return (logits + bump) * (0.3 + x / 4)[:, None, None, None], ious  # steeper to the right
+
+    model.prompt_encoder.register_forward_pre_hook(remember, with_kwargs=True)
+    model.mask_decoder.register_forward_hook(brighten)
+
+
+@pytest.fixture(scope="module")
+def meta():
+    """Meta's model as it is."""
+    model = build_sam()
+    add_spotlights(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def sam(tmp_path_factory):
+    sam = Sam(save_sam(tmp_path_factory.mktemp("sam") / "sam.pth"))
+    add_spotlights(sam.model)
+    return sam
+
+
+SIZES = [(60, 90), (128, 128), (90, 31)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"pred_iou": 0.0, "stability": 0.0, "nms": 1.0},
+        {"pred_iou": 0.9, "stability": 0.8, "nms": 0.7},
+        {"pred_iou": 0.0, "stability": 0.7, "nms": 0.3},
+    ],
+)
+def test_automatic_masks_are_those_of_metas_generator(sam, meta, size, limits):
+    image = picture(*size)
+    generator = segment_anything.SamAutomaticMaskGenerator(
+        meta,
+        points_per_side=6,
+        points_per_batch=10,
+        pred_iou_thresh=limits["pred_iou"],
+        stability_score_thresh=limits["stability"],
+        box_nms_thresh=limits["nms"],
+    )
+    expected = generator.generate(image)
+    options = config.Sam(
+        points_per_side=6, points_per_batch=10, min_area=0.0, max_area=1.0, **limits
+    )
+    masks, scores = sam.automatic_masks(sam.embed(image), options)
+    assert len(expected) > 3
+    assert limits["nms"] == 1.0 or len(expected) < 100
+    np.testing.assert_array_equal(masks, np.stack([e["segmentation"] for e in expected]))
+    np.testing.assert_allclose(scores, [e["predicted_iou"] for e in expected], rtol=1e-5)
+
+
+def test_the_filters_of_the_test_above_do_filter(sam):
+    embedding = sam.embed(picture(60, 90))
+    counts = [
+        len(sam.automatic_masks(embedding, config.Sam(6, 10, iou, stability, nms, 0.0, 1.0))[0])
+        for iou, stability, nms in [(0, 0, 1), (0.9, 0, 1), (0, 0.8, 1), (0, 0, 0.7)]
+    ]
+    assert counts[0] > max(counts[1:]) and min(counts) > 2, counts
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_point_masks_are_those_of_metas_predictor(sam, meta, size):
+    image = picture(*size)
+    predictor = segment_anything.SamPredictor(meta)
+    predictor.set_image(image)
+    points = np.random.default_rng(0).uniform(size=(4, 5, 2)) * size[::-1]
+    masks, scores = sam.point_masks(sam.embed(image), torch.from_numpy(points))
+    for mask, score, group in zip(masks, scores, points, strict=True):
+        three, ious, _ = predictor.predict(group, np.ones(5), multimask_output=True)
+        np.testing.assert_array_equal(mask, three[ious.argmax()])
+        assert score == pytest.approx(ious.max(), abs=1e-5)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.1), (0.1, 0.4)])
+def test_area_limits(sam, low, high):
+    embedding = sam.embed(picture(60, 90))
+    options = config.Sam(6, 10, 0.0, 0.0, 1.0, low, high)
+    masks, _ = sam.automatic_masks(embedding, options)
+    share = masks.float().mean((1, 2))
+    everything, _ = sam.automatic_masks(embedding, config.Sam(6, 10, 0.0, 0.0, 1.0, 0.0, 1.0))
+    shares = everything.float().mean((1, 2))
+    assert len(masks) == int(((shares >= low) & (shares <= high)).sum()) > 0
+    assert share.min() >= low and share.max() <= high
+
+
+def test_no_mask_survives(sam):
+    masks, scores = sam.automatic_masks(sam.embed(picture(60, 90)), config.Sam(4, 64, 9.0))
+    assert masks.shape == (0, 60, 90) and masks.dtype == torch.bool and len(scores) == 0
+
+
+def test_batches_do_not_matter(sam):
+    embedding = sam.embed(picture(60, 90))
+    one, all_ = (
+        sam.automatic_masks(embedding, config.Sam(5, batch, 0.0, 0.5, 0.7, 0.0, 1.0))[0]
+        for batch in (1, 64)
+    )
+    assert torch.equal(one, all_)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2000), (2000, 1), (3, 700)])
+def test_shapes_that_metas_rounding_would_make_empty(sam, size):
+    embedding = sam.embed(picture(*size))
+    masks, _ = sam.automatic_masks(embedding, config.Sam(4, 64, 0.0, 0.0, 0.7, 0.0, 1.0))
+    assert masks.shape[1:] == size
+
+
+def test_grid_is_metas():
+    points = point_grid(4, (30, 50)).numpy()
+    grid = segment_anything.utils.amg.build_point_grid(4) * [50, 30]
+    np.testing.assert_allclose(points, grid)
+
+
+def test_boxes():
+    masks = torch.zeros(2, 5, 7, dtype=torch.bool)
+    masks[0, 2, 3] = True
+    masks[1, 1:4, 2:7] = True
+    masks[1, 2, 4] = False
+    assert mask_boxes(masks).tolist() == [[3, 2, 3, 2], [2, 1, 6, 3]]
+
+
+def test_round_trip(tmp_path):
+    original = build_sam()
+    loaded = sam_checkpoint.load(save_sam(tmp_path / "sam.pth"))
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    image = torch.from_numpy(picture(64, 64)).permute(2, 0, 1)
+    outputs = []
+    for model in (original, loaded):
+        batch = [{"image": image, "original_size": (64, 64), "point_coords": torch.ones(1, 1, 2),
+                  "point_labels": torch.ones(1, 1)}]  # fmt: skip
+        outputs.append(model(batch, multimask_output=True)[0])
+    for name in outputs[0]:
+        assert torch.equal(outputs[0][name], outputs[1][name]), name
+
+
+def test_float16_files_become_float32(tmp_path):
+    tensors = {name: t.half() for name, t in build_sam().state_dict().items()}
+    torch.save(tensors, tmp_path / "half.pth")
+    model = sam_checkpoint.load(tmp_path / "half.pth")
+    assert {t.dtype for t in model.state_dict().values()} == {torch.float32}
+    assert {p.device.type for p in [*model.parameters(), *model.buffers()]} == {"cpu"}
+
+
+@pytest.mark.parametrize("kind", ["vit_b", "vit_l", "vit_h"])
+def test_sizes_of_the_published_models(kind):
+    with torch.device("meta"):
+        published = segment_anything.sam_model_registry[kind]()
+        ours = sam_checkpoint.build(published.state_dict())
+    shapes = [{n: t.shape for n, t in m.state_dict().items()} for m in (published, ours)]
+    assert shapes[0] == shapes[1]
+    for a, b in zip(published.image_encoder.blocks, ours.image_encoder.blocks, strict=True):
+        assert (a.window_size, a.attn.num_heads) == (b.window_size, b.attn.num_heads)
+    for a, b in zip(published.modules(), ours.modules(), strict=True):
+        assert type(a) is type(b)
+        assert getattr(a, "eps", None) == getattr(b, "eps", None)
+        assert getattr(a, "num_heads", None) == getattr(b, "num_heads", None)
+    assert published.image_encoder.img_size == ours.image_encoder.img_size == 1024
+    assert published.prompt_encoder.input_image_size == ours.prompt_encoder.input_image_size
+    assert published.prompt_encoder.image_embedding_size == (64, 64)
+
+
+def _without(name):
+    return lambda tensors: tensors.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_without("prompt_encoder.no_mask_embed.weight"), "no_mask_embed.weight is missing"),
+        (_without("image_encoder.pos_embed"), "no tensor 'image_encoder.pos_embed'"),
+        (_without("image_encoder.blocks.1.attn.rel_pos_h"), "no tensor .*blocks.1.attn.rel_pos_h"),
+        (lambda t: t.update(extra=torch.ones(1)), "extra is one too many"),
+        (
+            lambda t: t.update({"image_encoder.blocks.0.norm1.bias": torch.ones(7)}),
+            r"norm1.bias has shape \(7,\), not \(24,\)",
+        ),
+        (
+            lambda t: t.update({"image_encoder.blocks.1.attn.rel_pos_h": torch.ones(7, 12)}),
+            "windows of several sizes",
+        ),
+    ],
+)
+def test_damaged_checkpoints(tmp_path, damage, message):
+    tensors = build_sam().state_dict()
+    damage(tensors)
+    torch.save(tensors, tmp_path / "sam.pth")
+    with pytest.raises(UserError, match=message):
+        sam_checkpoint.load(tmp_path / "sam.pth")
+
+
+def test_files_that_are_no_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="No SAM checkpoint at .*sam_vit_h_4b8939.pth"):
+        sam_checkpoint.load(tmp_path / "none.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(UserError, match="torch cannot read it"):
+        sam_checkpoint.load(tmp_path / "text.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(UserError, match="expected a dict of tensors"):
+        sam_checkpoint.load(tmp_path / "list.pth")
+    torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="it has no tensor"):
+        sam_checkpoint.load(tmp_path / "other.pth")

@@ -1,0 +1,1 @@
+"""The embedded default: generated scenes and three tiny foundation models; all runs offline."""

@@ -1,0 +1,236 @@
+"""A tiny DINOv2, self-supervised: neither labels nor text.
+
+Two crops of a scene overlap. Each crop's patches are assigned to prototypes, evenly over the batch
+(Sinkhorn-Knopp, as in DINOv2), and the other crop, of other scale and colours, has to predict the
+assignment wherever the two show the same point. Clusters shared by the whole batch pull alike
+patches of different scenes together, where a contrast between points would push them apart. A
+moving-average teacher pays off in longer runs; in a short one it only lags, so there is none.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, grid_sample, interpolate, normalize
+from transformers import Dinov2Config, Dinov2Model
+
+from toyworld.corpus import Boxes, Corpus, confusion, corpus, jitter, mean_iou
+from toyworld.loop import fit
+from toyworld.scenes import WORDS
+
+SIZE, PATCH = 128, 8
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+STEPS, BATCH, PEAK = 1700, 16, 2e-3
+CROP = 96
+"""Side of a training crop in pixels; it shows a quarter to all of a scene's side."""
+PROTOTYPES = 256
+SHARP, SOFT = 0.03, 0.1
+"""Temperatures of the assignments and of the predictions."""
+POINTS = 10
+"""Common points of two crops are a POINTS × POINTS grid over their overlap."""
+
+
+class Student(nn.Module):
+    """The model, a head that turns patches into unit vectors, and prototypes of them."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.model = build(seed)
+        self.head = nn.Sequential(nn.Linear(128, 256), nn.GELU(), nn.Linear(256, 64))
+        self.prototypes = nn.Linear(64, PROTOTYPES, bias=False)
+
+    def forward(self, pixels: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """Cosines of the patches at points [b, P, P, 2] with the prototypes: [b·P·P, K]."""
+        seen = _at(patches(self.model, pixels), points)
+        return normalize(self.head(seen), dim=-1) @ normalize(self.prototypes.weight, dim=-1).T
+
+
+def build(seed: int) -> Dinov2Model:
+    torch.manual_seed(seed)
+    settings = {"hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4}
+    settings |= {"mlp_ratio": 4, "image_size": SIZE, "patch_size": PATCH, "layerscale_value": 1.0}
+    model = Dinov2Model(Dinov2Config(**settings))
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+    return model
+
+
+def normalised(images: torch.Tensor) -> torch.Tensor:
+    """[b, 3, H, W] in [0, 1] → what the model takes."""
+    mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (MEAN, STD))
+    return (images - mean) / std
+
+
+def patches(model: Dinov2Model, pixels: torch.Tensor) -> torch.Tensor:
+    """Normalised images [b, 3, H, W] → patch features [b, d, H/8, W/8]."""
+    tokens = model(pixels).last_hidden_state[:, 1:]
+    side = pixels.shape[-1] // PATCH
+    return tokens.transpose(1, 2).unflatten(2, (side, side))
+
+
+@torch.no_grad()
+def assign(logits: torch.Tensor, temperature: float, rounds: int = 3) -> torch.Tensor:
+    """Sinkhorn-Knopp: similarities [n, K] → assignments [n, K]; rows sum to 1, columns to n / K."""
+    q = torch.exp((logits - logits.max()) / temperature)
+    for _ in range(rounds):
+        q = q / q.sum(0, keepdim=True).clamp(min=1e-12)
+        q = q / q.sum(1, keepdim=True).clamp(min=1e-12)
+    return q
+
+
+def _two_boxes(random: torch.Generator, count: int) -> tuple[Boxes, Boxes]:
+    """Two squares in each image that overlap: the second's centre lies in the first."""
+    u = torch.rand(2, 4, count, generator=random)
+    half = 0.25 * 3 ** u[:, 0]  # a quarter of the side to three quarters
+    half[1] = (half[0] * 2 ** (2 * u[1, 0] - 1)).clamp(0.25, 0.75)
+    x, y = (2 * u[0, 1:3] - 1) * (1 - half[0])
+    near = torch.stack([x, y]) + (u[1, 1:3] - 0.5) * half[0]
+    x2, y2 = torch.maximum(torch.minimum(near, 1 - half[1]), half[1] - 1)
+    flips = torch.where(u[:, 3] < 0.5, -1.0, 1.0)
+    return Boxes(x, y, half[0], flips[0]), Boxes(x2, y2, half[1], flips[1])
+
+
+def _common_points(a: Boxes, b: Boxes) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same points of the overlap in the coordinates of either crop: [b, P, P, 2] each."""
+    steps = (torch.arange(POINTS) + 0.5) / POINTS
+    ends = []
+    for ca, cb in ((a.x, b.x), (a.y, b.y)):
+        low = torch.maximum(ca - a.half, cb - b.half)[:, None]
+        high = torch.minimum(ca + a.half, cb + b.half)[:, None]
+        ends.append(low + steps * (high - low))
+    x, y = ends[0][:, None].expand(-1, POINTS, -1), ends[1][..., None].expand(-1, -1, POINTS)
+    grids = []
+    for box in (a, b):
+        half = box.half[:, None, None]
+        u = (x - box.x[:, None, None]) / half * box.mirrored[:, None, None]
+        grids.append(torch.stack([u, (y - box.y[:, None, None]) / half], -1))
+    return grids[0], grids[1]
+
+
+def _at(features: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Features [b, d, h, w] at points [b, P, P, 2], bilinear → [b·P·P, d]."""
+    sampled = grid_sample(features, points, padding_mode="border", align_corners=False)
+    return sampled.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def train(work: Path, data: Corpus, *, seed: int, device: str, steps: int, batch: int):
+    """Returns the model and what it took (see `fit`)."""
+    student = Student(seed).to(device)
+
+    def loss(random: torch.Generator, step: int) -> torch.Tensor:
+        images = data.images[torch.randint(len(data), (batch,), generator=random)]
+        boxes = _two_boxes(random, batch)
+        views = torch.cat([jitter(random, box.cut(images, CROP) / 255, 0.05) for box in boxes])
+        points = torch.cat(_common_points(*boxes))
+        first, second = student(normalised(views).to(device), points.to(device)).chunk(2)
+        return (
+            cross_entropy(first / SOFT, assign(second, SHARP))
+            + cross_entropy(second / SOFT, assign(first, SHARP))
+        ) / 2
+
+    spent = fit("dinov2", student, loss, steps, PEAK, work, seed)
+    return student.model, spent
+
+
+def save(folder: Path, model: Dinov2Model) -> None:
+    """Writes `folder/dinov2`."""
+    folder = folder / "dinov2"
+    model.half().save_pretrained(folder)
+    settings = {"image_mean": MEAN, "image_std": STD, "size": {"shortest_edge": SIZE}}
+    settings |= {"crop_size": {"height": SIZE, "width": SIZE}}
+    settings |= {"image_processor_type": "BitImageProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2))
+
+
+@torch.inference_mode()
+def features(model: Dinov2Model, images: torch.Tensor) -> torch.Tensor:
+    """uint8 [n, 3, 128, 128] → features [n, d, 32, 32] of the images enlarged to 256 pixels."""
+    device = next(model.parameters()).device
+    found = []
+    for part in images.split(10):
+        large = interpolate(part.to(device) / 255, scale_factor=2, mode="bilinear")
+        found.append(patches(model, normalised(large)).cpu())
+    return torch.cat(found)
+
+
+class Block(nn.Module):
+    """The second probe: one transformer block and a linear layer."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(
+            width, 4, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        self.linear = nn.Linear(width, len(WORDS))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.block(x))
+
+
+def probe(
+    train: torch.Tensor,
+    labels: torch.Tensor,
+    test: torch.Tensor,
+    truth: torch.Tensor,
+    head: nn.Module,
+    epochs: int,
+    peak: float,
+) -> float:
+    """mIoU at pixels of a head trained on features [n, d, 32, 32] with labels [n, 128, 128]."""
+    train, test = (f.flatten(2).transpose(1, 2) for f in (train, test))
+    mean, std = train.mean((0, 1)), train.std((0, 1)) + 1e-6
+    train, test = (train - mean) / std, (test - mean) / std
+    cells = labels.unflatten(2, (32, 4)).unflatten(1, (32, 4)).transpose(2, 3).flatten(3)
+    targets = cells.long().mode(-1).values.flatten(1)
+    optimizer = torch.optim.AdamW(head.parameters(), peak, weight_decay=0.01)
+    random = torch.Generator().manual_seed(0)
+    order = [torch.randperm(len(train), generator=random).split(8) for _ in range(epochs)]
+    batches = [chosen for epoch in order for chosen in epoch]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, len(batches))
+    for chosen in batches:
+        value = cross_entropy(head(train[chosen]).flatten(0, 1), targets[chosen].flatten())
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        schedule.step()
+    counts = torch.zeros(len(WORDS), len(WORDS))
+    with torch.inference_mode():
+        for x, y in zip(test.split(10), truth.split(10), strict=True):
+            logits = head(x).transpose(1, 2).unflatten(2, (32, 32))
+            predicted = interpolate(logits, size=128, mode="bilinear").argmax(1)
+            counts += confusion(y.long(), predicted, len(WORDS))
+    return mean_iou(counts)
+
+
+def _colours(images: torch.Tensor) -> torch.Tensor:
+    """The baseline without a model: mean and deviation of RGB in 4 × 4 pixels, [n, 6, 32, 32]."""
+    cells = images.float().unflatten(3, (32, 4)).unflatten(2, (32, 4))
+    return torch.cat([cells.mean((3, 5)), cells.std((3, 5))], 1) / 64
+
+
+def score(model: Dinov2Model, count: int = 100) -> dict[str, float]:
+    """Probes trained on 2 × count labelled scenes of "train": mIoU on `count` validation scenes."""
+    train, test = corpus("train", 2 * count), corpus("validation", count)
+    model.eval().float()
+    untrained = build(seed=7).eval()
+    kinds = {
+        "": lambda images: features(model, images),
+        ", untrained encoder": lambda images: features(untrained, images),
+        ", colours only": _colours,
+    }
+    scores = {}
+    for name, extract in kinds.items():
+        seen, held = extract(train.images).clone(), extract(test.images).clone()
+        sizes = {"linear": (nn.Linear(seen.shape[1], len(WORDS)), 20, 1e-2)}
+        if not name:
+            torch.manual_seed(0)
+            sizes["block"] = (Block(seen.shape[1]), 10, 2e-3)
+        for kind, (head, epochs, peak) in sizes.items():
+            scores[f"{kind} probe{name}, mIoU"] = probe(
+                seen, train.labels, held, test.labels, head, epochs, peak
+            )
+    return scores
