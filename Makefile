@@ -35,7 +35,8 @@ demo: .venv/demo
 	@echo
 	@echo "Look at $(WORK)/evaluation/contact_sheet.png. The aligner is in $(WORK)/export."
 	@echo "Next, your own images (the toy's encoders know only its scenes, real ones are fetched):"
-	@echo "  $(RUN) -m labelling --config=configs/folder.py --workdir=work/mine --images=PHOTOS --words=WORDS.txt"
+	@echo "  $(RUN) -m labelling --config=configs/folder.py --workdir=work/mine \\"
+	@echo "      --images=PHOTOS --words=WORDS.txt"
 
 test: .venv/test
 	$(BIN)/ruff check .

@@ -120,9 +120,8 @@ def main() -> None:
         oracle = workdir / "oracle" / "features"
         truth = score(config, workdir / "oracle" / "block", unseen, oracle)
         rows.setdefault(TITLES["oracle"], []).append(truth)
-    print(
-        f"\n| mIoU on {UNSEEN} {split} scenes | mean of {SEEDS.value} seeds | deviation |\n|---|---|---|"
-    )
+    print(f"\n| mIoU on {UNSEEN} {split} scenes | mean of {SEEDS.value} seeds | deviation |")
+    print("|---|---|---|")
     for name, values in rows.items():
         deviation = f"{100 * np.std(values):.2f}" if len(values) > 1 else ""
         print(f"| {name} | {100 * np.mean(values):.2f} | {deviation} |")

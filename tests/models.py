@@ -78,7 +78,7 @@ def save_clip(
 
 
 def save_tokenizer(folder: Path) -> int:
-    """vocab.json and merges.txt of CLIP's byte-level BPE without a merge; returns the vocabulary."""
+    """vocab.json and merges.txt of a byte-level BPE without a merge; returns the size."""
     folder.mkdir(parents=True, exist_ok=True)
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [256 + i for i in range(256 - len(printable))]

@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = [
     "errors config vocabulary workfolder program figures data.tfrecord data.example data.images",
-    "models.transformer models.encoders models.weights models.aligner losses similarity sliding metrics",
+    "models.transformer models.encoders models.weights models.aligner "
+    "losses similarity sliding metrics",
     "data.pipeline data.benchmarks text sharding checkpoint logs",
     "training evaluation segmenter",
     "features segment train evaluate",

@@ -2,8 +2,8 @@
 
     python -m toyworld --out=data/toy
 
-Writes OUT/train, OUT/validation and OUT/test, each with images/, labels/ and words.txt. Run again to
-continue; what is there stays.
+Writes OUT/train, OUT/validation and OUT/test, each with images/, labels/ and words.txt. Run again
+to continue; what is there stays.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from absl import flags
 from fmbseg_jax import program
 from toyworld import scenes
 
-COUNTS = {"train": 240, "validation": 80, "test": 80}
+COUNTS = {"train": 160, "validation": 60, "test": 60}
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from toyworld.scenes import STUFF, WORDS
 
 SIZE, PATCH = 64, 8
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-STEPS, BATCH, PEAK = 800, 224, 1.5e-3
+STEPS, BATCH, PEAK = 1300, 224, 1.5e-3
 KEPT = 0.4
 """Part of the patches that a training image keeps (as FLIP does it): faster, and what is left has
 to speak for itself, which makes patch values more meaningful."""
@@ -61,7 +62,8 @@ def tokenizer() -> CLIPTokenizer:
     tokens = [*symbols, *(symbol + _END for symbol in symbols), *("".join(pair) for pair in merges)]
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+    pairs: Any = merges  # as transformers takes them; its annotation lags behind
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=77)
 
 
 def _parts(text: str) -> list[str]:
@@ -137,6 +139,7 @@ def text_features(model: CLIPModel, words: CLIPTokenizer, sentences: list[str]) 
 
 def train(work: Path, data: Corpus, *, seed: int, device: str, steps: int, batch: int):
     """Returns the model, its tokenizer and what it took (see `fit`)."""
+    model: Any
     model, words = build(seed)
     model.to(device)
 

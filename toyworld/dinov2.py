@@ -5,16 +5,26 @@ Two crops of a scene overlap. Each crop's patches are assigned to prototypes, ev
 assignment wherever the two show the same point. Clusters shared by the whole batch pull alike
 patches of different scenes together, where a contrast between points would push them apart. A
 moving-average teacher pays off in longer runs; in a short one it only lags, so there is none.
+Besides, each patch, a third of them hidden, has to tell the pixels in and around it: what is near a
+patch is then in its feature from the first steps on.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, grid_sample, interpolate, normalize
+from torch.nn.functional import (
+    avg_pool2d,
+    cross_entropy,
+    grid_sample,
+    interpolate,
+    normalize,
+    unfold,
+)
 from transformers import Dinov2Config, Dinov2Model
 
 from toyworld.corpus import Boxes, Corpus, confusion, corpus, jitter, mean_iou
@@ -23,9 +33,11 @@ from toyworld.scenes import WORDS
 
 SIZE, PATCH = 128, 8
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-STEPS, BATCH, PEAK = 1700, 16, 2e-3
+STEPS, BATCH, PEAK = 1400, 16, 2e-3
 CROP = 96
 """Side of a training crop in pixels; it shows a quarter to all of a scene's side."""
+JITTER, HIDDEN = 0.05, 0.3
+"""How much colours vary between crops, and the part of the patches that the model does not see."""
 PROTOTYPES = 256
 SHARP, SOFT = 0.03, 0.1
 """Temperatures of the assignments and of the predictions."""
@@ -41,16 +53,26 @@ class Student(nn.Module):
         self.model = build(seed)
         self.head = nn.Sequential(nn.Linear(128, 256), nn.GELU(), nn.Linear(256, 64))
         self.prototypes = nn.Linear(64, PROTOTYPES, bias=False)
+        self.surroundings = nn.Linear(128, 3 * 6 * 6)
 
-    def forward(self, pixels: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Cosines of the patches at points [b, P, P, 2] with the prototypes: [b·P·P, K]."""
-        seen = _at(patches(self.model, pixels), points)
-        return normalize(self.head(seen), dim=-1) @ normalize(self.prototypes.weight, dim=-1).T
+    def forward(
+        self, pixels: torch.Tensor, points: torch.Tensor, hidden: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines with the prototypes at points [b, P, P, 2]: [b·P·P, K]; and the error in pixels.
+
+        `hidden` bool [b, n] are the patches that the model does not see.
+        """
+        found = patches(self.model, pixels, hidden)
+        near = self.surroundings(found.flatten(2).transpose(1, 2))
+        error = (near - _surroundings(pixels)).square().mean()
+        seen = _at(found, points)
+        cosines = normalize(self.head(seen), dim=-1) @ normalize(self.prototypes.weight, dim=-1).T
+        return cosines, error
 
 
 def build(seed: int) -> Dinov2Model:
     torch.manual_seed(seed)
-    settings = {"hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4}
+    settings: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4}
     settings |= {"mlp_ratio": 4, "image_size": SIZE, "patch_size": PATCH, "layerscale_value": 1.0}
     model = Dinov2Model(Dinov2Config(**settings))
     for module in model.modules():
@@ -65,9 +87,17 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
     return (images - mean) / std
 
 
-def patches(model: Dinov2Model, pixels: torch.Tensor) -> torch.Tensor:
+def _surroundings(pixels: torch.Tensor) -> torch.Tensor:
+    """The 3 × 3 patches about each patch, in 6 × 6 pixels: [b, n, 108]."""
+    small = avg_pool2d(pixels, PATCH // 2)
+    return unfold(small, 6, padding=2, stride=2).transpose(1, 2)
+
+
+def patches(
+    model: Dinov2Model, pixels: torch.Tensor, hidden: torch.Tensor | None = None
+) -> torch.Tensor:
     """Normalised images [b, 3, H, W] → patch features [b, d, H/8, W/8]."""
-    tokens = model(pixels).last_hidden_state[:, 1:]
+    tokens = model(pixels, bool_masked_pos=hidden).last_hidden_state[:, 1:]
     side = pixels.shape[-1] // PATCH
     return tokens.transpose(1, 2).unflatten(2, (side, side))
 
@@ -124,13 +154,14 @@ def train(work: Path, data: Corpus, *, seed: int, device: str, steps: int, batch
     def loss(random: torch.Generator, step: int) -> torch.Tensor:
         images = data.images[torch.randint(len(data), (batch,), generator=random)]
         boxes = _two_boxes(random, batch)
-        views = torch.cat([jitter(random, box.cut(images, CROP) / 255, 0.05) for box in boxes])
+        views = torch.cat([jitter(random, box.cut(images, CROP) / 255, JITTER) for box in boxes])
         points = torch.cat(_common_points(*boxes))
-        first, second = student(normalised(views).to(device), points.to(device)).chunk(2)
-        return (
-            cross_entropy(first / SOFT, assign(second, SHARP))
-            + cross_entropy(second / SOFT, assign(first, SHARP))
-        ) / 2
+        hidden = torch.rand(2 * batch, (CROP // PATCH) ** 2, generator=random) < HIDDEN
+        cosines, error = student(normalised(views).to(device), points.to(device), hidden.to(device))
+        first, second = cosines.chunk(2)
+        swapped = cross_entropy(first / SOFT, assign(second, SHARP))
+        swapped = swapped + cross_entropy(second / SOFT, assign(first, SHARP))
+        return swapped / 2 + error
 
     spent = fit("dinov2", student, loss, steps, PEAK, work, seed)
     return student.model, spent
@@ -225,7 +256,7 @@ def score(model: Dinov2Model, count: int = 100) -> dict[str, float]:
     scores = {}
     for name, extract in kinds.items():
         seen, held = extract(train.images).clone(), extract(test.images).clone()
-        sizes = {"linear": (nn.Linear(seen.shape[1], len(WORDS)), 20, 1e-2)}
+        sizes: dict[str, Any] = {"linear": (nn.Linear(seen.shape[1], len(WORDS)), 20, 1e-2)}
         if not name:
             torch.manual_seed(0)
             sizes["block"] = (Block(seen.shape[1]), 10, 2e-3)

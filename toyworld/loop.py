@@ -72,7 +72,7 @@ def fit(
         now = time.monotonic()
         if now - saved > CHECKPOINT_SECONDS or step + 1 == steps:
             parts = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict()}
-            spent = tuple(clock() - start for clock, start in zip(clocks, starts, strict=True))
+            spent = (clocks[0]() - starts[0], clocks[1]() - starts[1])
             save(path, {**parts, "step": step + 1, "spent": spent})
             saved = now
     return dict(zip(("seconds", "processor_seconds"), spent, strict=True))

@@ -27,7 +27,7 @@ from toyworld.scenes import WORDS
 
 MODELS = ("dinov2", "sam", "clip")
 """In the order of starting: what takes longest first."""
-SCENES = 6000
+SCENES = 4000
 SPACE = 8_000_000
 """Bytes that the weights may take."""
 
@@ -94,8 +94,14 @@ def card(reports: dict[str, dict], flags: argparse.Namespace, size: int) -> str:
     )
     text = (Path(__file__).parent / "card.md").read_text()
     return text.format(
-        seed=flags.seed, words=len(WORDS), scenes=f"{flags.scenes:,}", validation=flags.validation,
-        probed=2 * flags.validation, made=made, scored=scored, size=f"{size / 1e6:.1f}",
+        seed=flags.seed,
+        words=len(WORDS),
+        scenes=f"{flags.scenes:,}",
+        validation=flags.validation,
+        probed=2 * flags.validation,
+        made=made,
+        scored=scored,
+        size=f"{size / 1e6:.1f}",
     )
 
 

@@ -1,0 +1,131 @@
+"""The exported model at work, against the same computation in PyTorch."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import run
+from torch.nn.functional import gelu, interpolate, normalize
+from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
+
+import fmbseg_jax
+from fmbseg_jax import config
+from fmbseg_jax.data import images
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.segmenter import Segmenter
+
+WORDS = ["sky", "grass", "sail boat", "a word that was never trained"]
+
+
+@pytest.fixture(scope="module")
+def export(world, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("segmenter")
+    world.pseudo_labels(workdir, count=5)
+    flags = [*world.flags, f"--workdir={workdir}", "--config.train.aligner=mlp"]
+    run("fmbseg_jax.features", *flags)
+    run("train.py", *flags)
+    return workdir / "export"
+
+
+@pytest.fixture(scope="module")
+def segmenter(export):
+    return fmbseg_jax.load(export)
+
+
+def photograph(height, width, seed=0):
+    coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), np.uint8)
+    return images.resize(coarse, (height, width))
+
+
+def reference(world, segmenter, image):
+    """Similarities of each pixel, [H, W, K]: one window after the other, upsampled, averaged."""
+    vision = Dinov2Model.from_pretrained(world.root / "dinov2").eval()
+    clip = CLIPModel.from_pretrained(world.root / "clip").eval()
+    tokenizer = CLIPTokenizer.from_pretrained(world.root / "clip")
+    sentences = [f"a photo of a {word}." for word in WORDS]
+    ids = tokenizer(sentences, padding=True, return_tensors="pt")
+    text = normalize(clip.get_text_features(**ids).pooler_output, dim=-1)
+    aligner = {
+        name: {key: torch.from_numpy(np.asarray(value).copy()) for key, value in layer.items()}
+        for name, layer in segmenter._aligner_params.items()
+    }
+    resized = images.resize(image, images.resized_shape(*image.shape[:2], 70))
+    normal = images.normalise(resized, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    pixels = torch.from_numpy(np.asarray(normal, np.float32)).permute(2, 0, 1)[None]
+    height, width = pixels.shape[2:]
+    total, count = torch.zeros(1, len(WORDS), height, width), torch.zeros(height, width)
+    for y in sorted({*range(0, height - 70, 35), height - 70}):
+        for x in sorted({*range(0, width - 70, 35), width - 70}):
+            patches = vision(pixels[..., y : y + 70, x : x + 70]).last_hidden_state[0, 1:]
+            hidden = gelu(patches @ aligner["hidden"]["kernel"] + aligner["hidden"]["bias"])
+            aligned = hidden @ aligner["projection"]["kernel"] + aligner["projection"]["bias"]
+            window = (normalize(aligned, dim=-1) @ text.T).T.reshape(1, -1, 5, 5)
+            window = interpolate(window, size=(70, 70), mode="bilinear")
+            total[..., y : y + 70, x : x + 70] += window
+            count[y : y + 70, x : x + 70] += 1
+    return interpolate(total / count, size=image.shape[:2], mode="bilinear")[0].permute(1, 2, 0)
+
+
+@pytest.mark.parametrize("shape", [(70, 70), (90, 161), (200, 83), (1, 40)])
+def test_it_equals_pytorch(world, segmenter, shape):
+    image = photograph(*shape)
+    with torch.no_grad():
+        expected = reference(world, segmenter, image).numpy()
+    similarities = segmenter.similarities(image, WORDS)
+    np.testing.assert_allclose(similarities, expected, atol=1e-4)
+    labels = segmenter.segment(image, WORDS)
+    assert labels.dtype == np.int32
+    assert labels.shape == shape
+    assert np.mean(labels == expected.argmax(-1)) > 0.999
+
+
+def test_the_order_of_the_words_does_not_matter(segmenter):
+    image = photograph(90, 120)
+    forward, backward = segmenter.segment(image, WORDS), segmenter.segment(image, WORDS[::-1])
+    assert np.mean(forward == 3 - backward) > 0.999
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((0, 8, 3), np.uint8),
+    ],
+)
+def test_what_is_no_image_is_refused(segmenter, image):
+    with pytest.raises(UserError, match=r"An image is a uint8 array \[H, W, 3\]"):
+        segmenter.segment(image, WORDS)
+
+
+def test_wrong_words_are_refused(segmenter):
+    image = photograph(8, 8)
+    for words, message in [([], "holds no word"), (["a", " "], "word 2 is empty")]:
+        with pytest.raises(UserError, match=message):
+            segmenter.segment(image, words)
+
+
+def test_the_protocol_can_be_another(export):
+    other = Segmenter(export, config.Eval(short_side=140, window=140, stride=70))
+    assert other.segment(photograph(30, 40), WORDS).shape == (30, 40)
+    assert other.fingerprint != fmbseg_jax.load(export).fingerprint
+
+
+def test_other_encoder_weights_are_refused(export, world, tmp_path):
+    import json
+
+    import models
+
+    shutil.copytree(export, tmp_path / "export")
+    models.save_dinov2(tmp_path / "dinov2", width=48, image=70, patch=14, depth=2)
+    model = json.loads((tmp_path / "export" / "model.json").read_text())
+    model["vision"]["source"] = str(tmp_path / "dinov2")
+    (tmp_path / "export" / "model.json").write_text(json.dumps(model))
+    with pytest.raises(UserError, match="was trained with other weights of"):
+        fmbseg_jax.load(tmp_path / "export")
+    model["vision"]["source"] = str(tmp_path / "gone")
+    (tmp_path / "export" / "model.json").write_text(json.dumps(model))
+    with pytest.raises(UserError, match="No model at"):
+        fmbseg_jax.load(tmp_path / "export")
