@@ -33,7 +33,7 @@ TITLES = {
     "aligner": "the aligner",
     "oracle": "ceiling: trained on the truth",
 }
-_SHEET_ROWS = 8
+_SHEET_IMAGES = 10
 
 
 def evaluate(config: Config, workdir: Path, model: Path) -> dict[str, evaluation.Result]:
@@ -42,7 +42,7 @@ def evaluate(config: Config, workdir: Path, model: Path) -> dict[str, evaluation
     predictions = workdir / "predictions"
     for name, export in (("aligner", model), ("oracle", workdir / "oracle" / "export")):
         if export.exists() or name == "aligner":
-            segmenter = Segmenter(export)
+            segmenter = Segmenter(export, config.eval)
             evaluation.segment_folder(segmenter, benchmark, predictions / name, name)
     there = [name for name in TITLES if (predictions / name).is_dir()]
     results = {name: evaluation.score_folder(benchmark, predictions / name) for name in there}
@@ -77,24 +77,27 @@ def table(results: dict[str, evaluation.Result], config: Config, benchmark: Fold
 def contact_sheet(
     benchmark: Folder, predictions: Path, results: dict[str, evaluation.Result]
 ) -> np.ndarray:
-    """uint8 [h, w, 3]: scene, truth, pseudo label and segmentation of a few images."""
+    """uint8 [h, w, 3]: image, truth, pseudo label and segmentation, two images a row."""
     columns = {"stage1": "pseudo label", "aligner": "segmentation"}
     shown = [name for name in columns if name in results]
-    step = max(1, len(benchmark.names) // _SHEET_ROWS)
-    rows = []
-    for name in benchmark.names[::step][:_SHEET_ROWS]:
+    step = max(1, len(benchmark.names) // _SHEET_IMAGES)
+    groups = []
+    for name in benchmark.names[::step][:_SHEET_IMAGES]:
         maps = [benchmark.labels(name)]
         maps += [
             read_label_map(evaluation.prediction_path(predictions / kind, name)) for kind in shown
         ]
         coloured = [figures.colourise(labels, len(benchmark.words)) for labels in maps]
-        rows.append([benchmark.image(name), *coloured])
+        groups.append([benchmark.image(name), *coloured])
+    headings = ["image", "ground truth", *(columns[name] for name in shown)]
+    pairs = [sum(groups[i : i + 2], []) for i in range(0, len(groups), 2)]
     return figures.contact_sheet(
-        ["image", "ground truth", *(columns[name] for name in shown)],
-        rows,
+        headings * min(2, len(groups)),
+        pairs,
         benchmark.words,
         title="Segmented without a single annotation",
         subtitle=f"mIoU {100 * results['aligner'].miou:.1f} on {len(benchmark.names)} images",
+        tile=160,
     )
 
 

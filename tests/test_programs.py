@@ -235,7 +235,7 @@ def test_program_errors(world, tmp_path):
     assert "Did you mean 'epochs'?" in output
     assert "config.train.epoch = 3" in output
     (tmp_path / "w").write_text("a file where the folder should be")
-    assert "Cannot make the work folder" in error(*world.flags)
+    assert "Cannot make the work folder" in error()
 
 
 def test_help_shows_an_example():

@@ -72,7 +72,11 @@ class Student(nn.Module):
 
 def build(seed: int) -> Dinov2Model:
     torch.manual_seed(seed)
-    settings: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4}
+    settings: dict[str, Any] = {
+        "hidden_size": 128,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+    }
     settings |= {"mlp_ratio": 4, "image_size": SIZE, "patch_size": PATCH, "layerscale_value": 1.0}
     model = Dinov2Model(Dinov2Config(**settings))
     for module in model.modules():
