@@ -28,16 +28,16 @@ from fmbseg_jax.segmenter import Segmenter  # noqa: E402
 from toyworld import scenes  # noqa: E402
 from train import train  # noqa: E402
 
-LABELLED, UNSEEN = 240, 160
+LABELLED, UNSEEN = 160, 160
 
 VARIANTS: dict[str, dict[str, object]] = {
-    "block, TSupCon (the default)": {},
+    "MLP, TSupCon (the toy's default)": {},
     "linear": {"aligner": "linear"},
-    "MLP": {"aligner": "mlp"},
+    "transformer block": {"aligner": "block"},
     "SupCon": {"loss": "supcon"},
     "prototype": {"loss": "prototype"},
-    "TSupCon, text weight 1 as printed": {"balanced": False},
-    "TSupCon, temperature 1 as printed": {"temperature": 1.0},
+    "TSupCon, sums not balanced, as printed": {"balanced": False},
+    "TSupCon, temperature 1, as printed": {"temperature": 1.0},
     "TSupCon, both as printed": {"balanced": False, "temperature": 1.0},
 }
 STAGE1 = ("clip_patches", "stage1_1", "stage1_2", "stage1")
