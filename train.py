@@ -92,7 +92,7 @@ def export(config: Config, workdir: Path, state: training.TrainState, made: dict
         "words": made["words"],
         "images": made["images"],
         "steps": int(state.step),
-        "config": flatten(config) | made["config"],
+        "config": flatten(config) | _of_the_data(made["config"]),
         "versions": {
             "fmbseg_jax": fmbseg_jax.__version__, "jax": jax.__version__,
             "python": platform.python_version(),
@@ -102,6 +102,12 @@ def export(config: Config, workdir: Path, state: training.TrainState, made: dict
     if jax.process_index() == 0:
         checkpoint.save_export(folder, checkpoint.Export(state.params, model), _card(model))
         print(f"The aligner is in {folder}")
+
+
+def _of_the_data(made: dict[str, Any]) -> dict[str, Any]:
+    """What earlier programs recorded of their own stages; training and inference are this one's."""
+    ours = ("seed", "train", "eval")
+    return {name: value for name, value in made.items() if name.split(".")[0] not in ours}
 
 
 def _card(model: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """What every program shares: its flags, and errors shown as messages.
 
-CONFIG, WORKDIR = program.flags()
+CONFIG, WORKDIR = program.define_config()
 
-def main(config: Config, workdir: str) -> None: ...
+def main() -> None: ...
 
 if __name__ == "__main__":
     program.run(main)

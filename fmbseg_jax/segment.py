@@ -30,7 +30,7 @@ def segment_images(
 ) -> dict[str, str]:
     """Segments every image under `folder`; returns the reasons of those that cannot be read."""
     names = images.find_images(folder)
-    _claim(out, segmenter, words)
+    _claim(out, segmenter, words, folder)
     outputs = {name: _outputs(out, name) for name in names}
     _refuse_clashes(outputs)
     todo = [name for name in names if not all(path.exists() for path in outputs[name])]
@@ -51,10 +51,14 @@ def segment_images(
     return skipped
 
 
-def _claim(out: Path, segmenter: Segmenter, words: tuple[str, ...]) -> None:
-    """Refuses a folder made with other words or another model."""
+def _claim(out: Path, segmenter: Segmenter, words: tuple[str, ...], folder: Path) -> None:
+    """Refuses a folder made with other words, another model, or from another folder of images."""
     out.mkdir(parents=True, exist_ok=True)
-    made = {"words": list(words), "model": segmenter.fingerprint}
+    made = {
+        "words": list(words),
+        "model": segmenter.fingerprint,
+        "images": str(folder.resolve()),
+    }
     record = out / "segment.json"
     if record.exists():
         before = json.loads(record.read_text())

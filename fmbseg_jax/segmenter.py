@@ -59,7 +59,8 @@ class Segmenter:
         """Differs between any two models whose label maps may differ."""
         leaves = jax.tree.leaves(self._aligner_params)
         digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves))
-        return digest.hexdigest() + repr(self._eval) + self.model["vision"]["hash"]
+        parts = (self._eval, self.model["aligner"], self.model["vision"], self.model["clip"])
+        return digest.hexdigest() + repr(parts)
 
     def segment(self, image: np.ndarray, words: Sequence[str]) -> np.ndarray:
         """The most similar word of each pixel.

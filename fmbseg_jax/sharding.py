@@ -13,8 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 def start_hosts() -> None:
     """Joins the other hosts where the environment names a coordinator; else does nothing.
 
-    On a TPU pod, under SLURM and under Open MPI jax finds its peers by itself; elsewhere set
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    Set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID on each of them.
     """
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         jax.distributed.initialize(
