@@ -5,8 +5,8 @@
     python train.py               --config=configs/coco_stuff.py --workdir=work/coco_stuff
 
 Images: data/coco/train2017. Words: the 171 of COCO-Stuff, one a line. SAM: sam_vit_h_4b8939.pth
-from segment-anything's page. The paper reports 29.88 mIoU on COCO-Stuff; the balance of the loss and
-the temperature are ours (docs/method.md). Not run by us yet: it takes days on a GPU, and about
+from segment-anything's page. The paper reports 29.88 mIoU on COCO-Stuff; the balance of the loss
+and the temperature are ours (docs/method.md). Not run by us yet: it takes days on a GPU, and about
 250 GB for the features.
 """
 
