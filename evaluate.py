@@ -21,7 +21,7 @@ from PIL import Image
 
 from fmbseg_jax import evaluation, figures, program, workfolder
 from fmbseg_jax.config import Config
-from fmbseg_jax.data.benchmarks import Folder, read_label_map
+from fmbseg_jax.data.benchmarks import Folder
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.segmenter import Segmenter
 
@@ -44,6 +44,12 @@ def evaluate(config: Config, workdir: Path, model: Path) -> dict[str, evaluation
         if export.exists() or name == "aligner":
             segmenter = Segmenter(export, config.eval)
             evaluation.segment_folder(segmenter, benchmark, predictions / name, name)
+    if (predictions / "manifest.json").exists():
+        workfolder.remember(
+            predictions / "manifest.json",
+            {"images": str(benchmark.root.resolve() / "images"), "words": list(benchmark.words)},
+            "Run `python -m labelling --predict` for this benchmark in another --workdir.",
+        )
     there = [name for name in TITLES if (predictions / name).is_dir()]
     results = {name: evaluation.score_folder(benchmark, predictions / name) for name in there}
 
@@ -85,7 +91,8 @@ def contact_sheet(
     for name in benchmark.names[::step][:_SHEET_IMAGES]:
         maps = [benchmark.labels(name)]
         maps += [
-            read_label_map(evaluation.prediction_path(predictions / kind, name)) for kind in shown
+            evaluation.read_prediction(predictions / kind, name, len(benchmark.words))
+            for kind in shown
         ]
         coloured = [figures.colourise(labels, len(benchmark.words)) for labels in maps]
         groups.append([benchmark.image(name), *coloured])

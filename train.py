@@ -34,6 +34,12 @@ def train(config: Config, workdir: Path) -> None:
     if not len(records):
         raise UserError(f"{workdir / 'features'} holds no image. See the summary of the labelling.")
     text = text_features(config.models.clip)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+    workfolder.remember(
+        workdir / "checkpoints" / "made_from.json",
+        {"features": records.digest, "clip": weights.content_hash(config.models.clip)},
+        "Delete that folder to train afresh, or give another --workdir.",
+    )
     template = metadata["config"].get("label.template", config.label.template)
     prototypes = sharding.replicate(mesh, text(metadata["words"], template))
 
@@ -60,7 +66,6 @@ def train(config: Config, workdir: Path) -> None:
     )
     state = sharding.replicate(mesh, training.create_state(objective, config.seed, width))
     iterator = iter(batches)
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
     state = checkpoints.restore(state, iterator)
     first = int(state.step)
 

@@ -65,7 +65,7 @@ def save_export(folder: Path, export: Export, card: str) -> None:
     incomplete = folder.with_name(folder.name + ".incomplete")
     shutil.rmtree(incomplete, ignore_errors=True)
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(incomplete.resolve() / "params", export.params)
+        checkpointer.save(incomplete.resolve() / "params", jax.device_get(export.params))
     (incomplete / "model.json").write_text(json.dumps(export.model, indent=1) + "\n")
     (incomplete / "README.md").write_text(card)
     shutil.rmtree(folder, ignore_errors=True)
@@ -73,7 +73,14 @@ def save_export(folder: Path, export: Export, card: str) -> None:
 
 
 def load_export(folder: str | Path, template: Any) -> Any:
-    """The params of an export, with the structure and shapes of `template`, on the host."""
+    """The params of an export, with the structure and shapes of `template`, on one device.
+
+    Whatever devices they were trained on: the first one here takes them.
+    """
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    template = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), template
+    )
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(Path(folder).resolve() / "params", template)
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmbseg_jax import logs, metrics
-from fmbseg_jax.data.benchmarks import Folder, read_label_map
-from fmbseg_jax.data.example import encode_label_map
+from fmbseg_jax.data import label_maps
+from fmbseg_jax.data.benchmarks import Folder
 from fmbseg_jax.data.images import write_atomically
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.segmenter import Segmenter
@@ -53,14 +53,14 @@ def prediction_path(folder: Path, name: str) -> Path:
 
 def segment_folder(segmenter: Segmenter, benchmark: Folder, folder: Path, title: str) -> None:
     """Writes the label map of each image into `folder`; those there, by the same model, stay."""
-    _claim(folder, segmenter.fingerprint + str(benchmark.words))
+    _claim(folder, segmenter.fingerprint + str((benchmark.words, benchmark.root.resolve())))
     todo = [name for name in benchmark.names if not prediction_path(folder, name).exists()]
     with logs.progress(len(benchmark.names), title, len(benchmark.names) - len(todo)) as bar:
         for name in todo:
             labels = segmenter.segment(benchmark.image(name), benchmark.words)
             path = prediction_path(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, encode_label_map(labels.astype(np.uint16)))
+            write_atomically(path, label_maps.encode(labels.astype(np.uint16)))
             bar.update()
 
 
@@ -77,13 +77,13 @@ def score_folder(benchmark: Folder, folder: Path) -> Result:
     """Counts the label maps in `folder` against the benchmark's.
 
     Raises:
-      UserError: an image has no label map, or one of another size.
+      UserError: an image has no label map, one of another size, or with an index that is no word.
     """
     words = len(benchmark.words)
     confusion = np.zeros((words + 1, words + 1), np.int64)
     labelled = pixels = 0
     for name in benchmark.names:
-        truth, predicted = benchmark.labels(name), _prediction(folder, name)
+        truth, predicted = benchmark.labels(name), read_prediction(folder, name, words)
         if truth.shape != predicted.shape:
             raise UserError(
                 f"{prediction_path(folder, name)} is {predicted.shape}, the image {truth.shape}."
@@ -100,11 +100,12 @@ def score_folder(benchmark: Folder, folder: Path) -> Result:
     return Result(confusion[:-1], labelled / pixels, len(benchmark.names))
 
 
-def _prediction(folder: Path, name: str) -> np.ndarray:
+def read_prediction(folder: Path, name: str, num_words: int) -> np.ndarray:
+    """The label map of the image `name`, uint16 [H, W]."""
     path = prediction_path(folder, name)
     if not path.exists():
         raise UserError(f"No label map {path}: the run that makes them has not finished.")
-    return read_label_map(path)
+    return label_maps.read(path, num_words)
 
 
 def write_summary(path: Path, results: dict[str, Result], words: tuple[str, ...]) -> None:

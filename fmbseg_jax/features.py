@@ -3,12 +3,14 @@
     python -m fmbseg_jax.features --config=FILE --workdir=DIR
 
 Reads WORKDIR/pseudo_labels, runs the frozen vision encoder over every image, and writes one shard
-of WORKDIR/features for each shard there. A shard that exists is done: run again to continue.
+of WORKDIR/features for each shard there. Run again to continue: a shard that is there stays, unless
+the labels or the encoder that it was made from have changed.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,32 +68,58 @@ def write_features(config: Config, workdir: Path) -> None:
     inputs = find_shards(source)
     folder = workdir / "features"
     folder.mkdir(exist_ok=True)
-    names = [
-        shard_name(dataset_name(PatchFeatures), "train", i, len(inputs)) for i in range(len(inputs))
+    vision = {"source": config.models.vision, "hash": weights.content_hash(config.models.vision)}
+    shards = [
+        _Shard(folder, i, len(inputs), RecordSource([path]), vision["hash"])
+        for i, path in enumerate(inputs)
     ]
-    records = [RecordSource([path]) for path in inputs]
-    done = [(folder / name).exists() for name in names]
-    total, before = (
-        sum(map(len, records)),
-        sum(len(r) for r, d in zip(records, done, strict=True) if d),
-    )
-    if not all(done):
+    missing = [shard for shard in shards if not shard.done]
+    if changed := sum(shard.path.exists() for shard in missing):
+        print(f"{changed} shards in {folder} came from other labels or weights: made again.")
+    if missing:
+        total, to_do = (sum(len(shard.labelled) for shard in some) for some in (shards, missing))
         encoder = _Encoder(config)
-        with logs.progress(total, "features", before) as bar:
-            for name, shard, is_done in zip(names, records, done, strict=True):
-                if is_done:
-                    continue
-                with ShardWriter(folder / name) as writer:
-                    for example in encoder.examples(shard, len(metadata["words"])):
+        with logs.progress(total, "features", total - to_do) as bar:
+            for shard in missing:
+                with shard.writer() as writer:
+                    for example in encoder.examples(shard.labelled, len(metadata["words"])):
                         writer.write(encode(example))
                         bar.update()
-    _finish(config, folder, [folder / name for name in names], metadata)
+    _finish(config, folder, [shard.path for shard in shards], vision, metadata)
 
 
-def _finish(config: Config, folder: Path, shards: list[Path], metadata: dict[str, Any]) -> None:
+class _Shard:
+    """A shard of features, and what it has to be made from."""
+
+    def __init__(self, folder: Path, index: int, count: int, labelled: RecordSource, vision: str):
+        self.path = folder / shard_name(dataset_name(PatchFeatures), "train", index, count)
+        self.labelled = labelled
+        self._facts = {"labels": labelled.digest, "vision": vision}
+        self._record = folder / "progress" / f"{index:05d}.json"
+
+    @property
+    def done(self) -> bool:
+        if not (self.path.exists() and self._record.exists()):
+            return False
+        return json.loads(self._record.read_text()) == self._facts
+
+    def writer(self) -> ShardWriter:
+        """What it is made from is on disk before it gets its name; so the old one goes first."""
+        self.path.unlink(missing_ok=True)
+        self._record.parent.mkdir(exist_ok=True)
+        images.write_atomically(self._record, json.dumps(self._facts).encode())
+        return ShardWriter(self.path)
+
+
+def _finish(
+    config: Config,
+    folder: Path,
+    shards: list[Path],
+    vision: dict[str, str],
+    metadata: dict[str, Any],
+) -> None:
     sizes = [len(RecordSource([path])) for path in shards]
     num_bytes = sum(path.stat().st_size for path in shards)
-    vision = {"source": config.models.vision, "hash": weights.content_hash(config.models.vision)}
     stage = {
         name: value
         for name, value in flatten(config).items()

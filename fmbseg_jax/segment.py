@@ -9,16 +9,14 @@ OUT/contact_sheet.png. Files that cannot be read are listed at the end. Run agai
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 from PIL import Image
 
-from fmbseg_jax import figures, logs, program, vocabulary
-from fmbseg_jax.data import images
-from fmbseg_jax.data.example import encode_label_map
+from fmbseg_jax import figures, logs, program, vocabulary, workfolder
+from fmbseg_jax.data import images, label_maps
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.segmenter import Segmenter, load
 
@@ -53,22 +51,18 @@ def segment_images(
 
 def _claim(out: Path, segmenter: Segmenter, words: tuple[str, ...], folder: Path) -> None:
     """Refuses a folder made with other words, another model, or from another folder of images."""
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"--out={out} lies in --images={folder}, so that its pictures would be taken for "
+            "images the next time. Give a folder beside it."
+        )
     out.mkdir(parents=True, exist_ok=True)
     made = {
         "words": list(words),
         "model": segmenter.fingerprint,
         "images": str(folder.resolve()),
     }
-    record = out / "segment.json"
-    if record.exists():
-        before = json.loads(record.read_text())
-        changed = [key for key in made if before[key] != made[key]]
-        if changed:
-            raise UserError(
-                f"{out} was made with other {' and another '.join(changed)}. Give another --out, "
-                "or delete that folder."
-            )
-    images.write_atomically(record, (json.dumps(made, indent=1) + "\n").encode())
+    workfolder.remember(out / "segment.json", made, "Give another --out, or delete that folder.")
     images.write_atomically(out / "words.txt", ("\n".join(words) + "\n").encode())
 
 
@@ -88,7 +82,7 @@ def _refuse_clashes(outputs: dict[str, tuple[Path, Path]]) -> None:
 def _write(paths: tuple[Path, Path], image: np.ndarray, labels: np.ndarray, words: int) -> None:
     picture = io.BytesIO()
     Image.fromarray(figures.overlay(image, labels, words)).save(picture, "PNG")
-    contents = encode_label_map(labels.astype(np.uint16)), picture.getvalue()
+    contents = label_maps.encode(labels.astype(np.uint16)), picture.getvalue()
     for path, content in zip(paths, contents, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         images.write_atomically(path, content)

@@ -9,13 +9,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fmbseg_jax.errors import UserError
+
 
 def start_hosts() -> None:
     """Joins the other hosts where the environment names a coordinator; else does nothing.
 
     Set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID on each of them.
     """
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+    names = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+    missing = [name for name in names if name not in os.environ]
+    if 0 < len(missing) < len(names):
+        raise UserError(f"To join the other hosts, set {', '.join(missing)} too.")
+    if not missing:
         jax.distributed.initialize(
             num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
             process_id=int(os.environ["JAX_PROCESS_ID"]),

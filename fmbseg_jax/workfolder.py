@@ -55,6 +55,42 @@ def claim(workdir: str | Path, config: Config, sections: tuple[str, ...]) -> Pat
     return workdir
 
 
+def remember(path: Path, facts: dict[str, Any], advice: str) -> None:
+    """Writes down what the contents of a folder are made from; refuses other facts later.
+
+    Args:
+      path: the JSON file, in that folder.
+      facts: JSON types only.
+      advice: what to do where they differ; the end of the message.
+    """
+    if not path.exists():
+        write_atomically(path, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
+        return
+    before = json.loads(path.read_text())
+    changed = [
+        f"{name}: {_difference(before.get(name), value)}"
+        for name, value in facts.items()
+        if before.get(name) != value
+    ]
+    if changed:
+        listed = "\n  ".join(changed)
+        raise UserError(f"{path.parent} was made from something else:\n  {listed}\n{advice}")
+
+
+def _difference(before: Any, now: Any) -> str:
+    if not isinstance(before, list) or not isinstance(now, list):
+        return f"{before!r} there, {now!r} now"
+    parts = []
+    for verb, entries in (
+        ("added", [entry for entry in now if entry not in set(before)]),
+        ("removed", [entry for entry in before if entry not in set(now)]),
+    ):
+        if entries:
+            more = ", ..." if len(entries) > 5 else ""
+            parts.append(f"{len(entries)} {verb} ({', '.join(entries[:5])}{more})")
+    return "; ".join(parts) or "in another order"
+
+
 def _same(before: Any, now: Any) -> bool:
     """Equal, or two ways to write the path of one file."""
     if before == now:

@@ -25,6 +25,7 @@ from fmbseg_jax.data.example import PseudoLabel
 from fmbseg_jax.data.images import ImageError, write_atomically
 from fmbseg_jax.data.tfrecord import ShardWriter, shard_name
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.workfolder import remember
 from labelling.counts import Counts
 
 
@@ -40,23 +41,15 @@ class Dataset:
 
     def open(self, facts: dict[str, Any]) -> None:
         """Makes the folder, or checks that it was made from the same images and facts (words)."""
-        facts = {"images": self.names, **facts}
         try:
             self._progress.mkdir(parents=True, exist_ok=True)
-            if not remember(self._progress / "manifest.json", facts):
-                return
+            remember(
+                self._progress / "manifest.json",
+                {"images": self.names, **facts},
+                "Put them back as they were, or give the new data another --workdir.",
+            )
         except OSError as error:
             raise UserError(f"Cannot write to {self.folder}: {error.strerror}.") from None
-        before = json.loads((self._progress / "manifest.json").read_text())
-        changes = "\n  ".join(
-            f"{name}: {_difference(before.get(name), value)}"
-            for name, value in facts.items()
-            if before.get(name) != value
-        )
-        raise UserError(
-            f"{self.folder} was begun from other data:\n  {changes}\n"
-            "Put them back as they were, or give the new data another --workdir."
-        )
 
     def path(self, shard: int) -> Path:
         """Where a shard lies."""
@@ -155,28 +148,6 @@ def read_file(path: Path) -> bytes:
         raise ImageError(f"cannot be read: {error.strerror}") from None
 
 
-def remember(path: Path, facts: dict[str, Any]) -> bool:
-    """Writes facts down if none are yet; True where others are there."""
-    if path.exists():
-        return json.loads(path.read_text()) != facts
-    write_json(path, facts)
-    return False
-
-
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON, atomically."""
     write_atomically(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def _difference(before: Any, now: Any) -> str:
-    if not isinstance(before, list) or not isinstance(now, list):
-        return f"{before!r} there, {now!r} now"
-    parts = []
-    for verb, entries in (
-        ("added", [entry for entry in now if entry not in set(before)]),
-        ("removed", [entry for entry in before if entry not in set(now)]),
-    ):
-        if entries:
-            more = ", ..." if len(entries) > 5 else ""
-            parts.append(f"{len(entries)} {verb} ({', '.join(entries[:5])}{more})")
-    return "; ".join(parts) or "in another order"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import torch
 
 from fmbseg_jax.config import Config
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.workfolder import remember
 from labelling import clip, sam, sam_checkpoint
-from labelling.dataset import remember
 from labelling.stage1 import Labeller
 
 
@@ -38,13 +37,7 @@ def load(config: Config, words: Sequence[str], identity: Path) -> Labeller:
         "sam": config.models.sam,
         "sam_sha256": content_hash(sam_model.model),
     }
-    if remember(identity, facts):
-        before = json.loads(identity.read_text())
-        changed = [name for name in facts if before.get(name) != facts[name]]
-        raise UserError(
-            f"The models are not those that {identity.parent} was begun with "
-            f"({', '.join(changed)} changed). Put them back, or give another --workdir."
-        )
+    remember(identity, facts, "Put these models back, or give another --workdir.")
     return Labeller(clip_model, sam_model, words, config.label)
 
 

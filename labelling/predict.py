@@ -16,12 +16,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from tqdm import tqdm
 
-from fmbseg_jax.data import images
-from fmbseg_jax.data.example import encode_label_map
+from fmbseg_jax.data import images, label_maps
 from fmbseg_jax.data.images import ImageError
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.workfolder import remember
 from labelling.compose import most_similar
-from labelling.dataset import read_file, remember
+from labelling.dataset import read_file
 from labelling.stage1 import Labeller
 
 KINDS = "clip_patches", "stage1_1", "stage1_2", "stage1"
@@ -51,11 +51,7 @@ def predict_folder(
     targets = _targets(names)
     out.mkdir(parents=True, exist_ok=True)
     facts = {"images": str(folder.resolve()), "words": list(words)}
-    if remember(out / "manifest.json", facts):
-        raise UserError(
-            f"{out} holds predictions for other images or words. Delete it, or give another "
-            "--workdir."
-        )
+    remember(out / "manifest.json", facts, "Delete that folder, or give another --workdir.")
     # The last kind is written last: where it is, so are the others.
     todo = [name for name in names if not (out / KINDS[-1] / targets[name]).exists()]
     skipped = []
@@ -86,8 +82,8 @@ def _targets(names: Sequence[str]) -> dict[str, str]:
     return targets
 
 
-def _write(out: Path, target: str, label_maps: dict[str, np.ndarray]) -> None:
+def _write(out: Path, target: str, found: dict[str, np.ndarray]) -> None:
     for kind in KINDS:
         path = out / kind / target
         path.parent.mkdir(parents=True, exist_ok=True)
-        images.write_atomically(path, encode_label_map(label_maps[kind]))
+        images.write_atomically(path, label_maps.encode(found[kind]))

@@ -80,6 +80,15 @@ def world(tmp_path_factory):
     return World(tmp_path_factory.mktemp("world"))
 
 
+@pytest.fixture(scope="module")
+def with_features(world, tmp_path_factory):
+    """A work folder with pseudo labels and their features."""
+    workdir = tmp_path_factory.mktemp("features")
+    world.pseudo_labels(workdir)
+    run("fmbseg_jax.features", *world.flags, f"--workdir={workdir}")
+    return workdir
+
+
 def program(*arguments, devices: int = 1) -> list[str]:
     """The command line of a program of ours, as a user would type it."""
     first = [sys.executable, "-m"] if not str(arguments[0]).endswith(".py") else [sys.executable]

@@ -1,5 +1,8 @@
 """Patch labels, and the program that writes patch features."""
 
+import dataclasses
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -42,24 +45,16 @@ def test_patch_labels_equal_a_loop():
         features.patch_labels(labels, (5, 3), 3)
 
 
-@pytest.fixture(scope="module")
-def written(world, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("features")
-    world.pseudo_labels(workdir)
-    run("fmbseg_jax.features", *world.flags, f"--workdir={workdir}")
-    return workdir
-
-
 def records(folder):
     return tfrecord.RecordSource(tfrecord.find_shards(folder))
 
 
-def test_the_features_are_the_encoders(written, world):
+def test_the_features_are_the_encoders(with_features, world):
     """Against PyTorch, on the image that is in the record; every record, also of a short batch."""
     from transformers import Dinov2Model
 
     model = Dinov2Model.from_pretrained(world.root / "dinov2").eval()
-    inputs, outputs = records(written / "pseudo_labels"), records(written / "features")
+    inputs, outputs = records(with_features / "pseudo_labels"), records(with_features / "features")
     assert len(inputs) == len(outputs) == 10
     for i in range(10):
         label = example.decode_pseudo_label(inputs[i])
@@ -78,33 +73,51 @@ def test_the_features_are_the_encoders(written, world):
         )
 
 
-def test_only_missing_shards_are_made(written, world):
-    shards = tfrecord.find_shards(written / "features")
+def test_only_missing_shards_are_made(with_features, world):
+    shards = tfrecord.find_shards(with_features / "features")
     before = {shard: (shard.read_bytes(), shard.stat().st_mtime_ns) for shard in shards}
     shards[1].unlink()
-    run("fmbseg_jax.features", *world.flags, f"--workdir={written}")
+    run("fmbseg_jax.features", *world.flags, f"--workdir={with_features}")
     for shard, (data, time) in before.items():
         assert shard.read_bytes() == data
         assert (shard.stat().st_mtime_ns == time) == (shard != shards[1])
 
 
-def test_errors(written, world, tmp_path):
+def test_features_follow_their_labels(with_features, world, tmp_path):
+    """Other labels in the place of those that a shard was made from: it is made again, it alone."""
+    shutil.copytree(with_features, tmp_path / "w")
+    labels, made = (tfrecord.find_shards(tmp_path / "w" / n) for n in ("pseudo_labels", "features"))
+    source = tfrecord.RecordSource([labels[1]])
+    relabelled = [example.decode_pseudo_label(source[i]) for i in range(4)]
+    with tfrecord.ShardWriter(labels[1]) as writer:
+        for record in relabelled:
+            other = dataclasses.replace(record, labels=np.zeros_like(record.labels))
+            writer.write(example.encode(other))
+    before = [shard.stat().st_mtime_ns for shard in made]
+    output = run("fmbseg_jax.features", *world.flags, f"--workdir={tmp_path / 'w'}").stdout
+    assert "1 shards" in output and "other labels" in output
+    assert [shard.stat().st_mtime_ns == t for shard, t in zip(made, before, strict=True)] == [
+        True, False, True,
+    ]  # fmt: skip
+    again = example.decode_patch_features(tfrecord.RecordSource([made[1]])[0])
+    assert not again.labels.any()
+
+
+def test_errors(with_features, world, tmp_path):
     nothing = run("fmbseg_jax.features", *world.flags, f"--workdir={tmp_path}", check=False)
     assert nothing.returncode == 1
     assert "holds no finished dataset" in nothing.stdout
     assert "Traceback" not in nothing.stdout
-    changed = [*world.flags, f"--workdir={written}", "--config.features.size=140"]
+    changed = [*world.flags, f"--workdir={with_features}", "--config.features.size=140"]
     refused = run("fmbseg_jax.features", *changed, check=False)
     assert "features.size: 70 there, 140 now" in refused.stdout
     uneven = run(
         "fmbseg_jax.features", *world.flags, "--config.features.size=71",
-        f"--workdir={_copy(written, tmp_path)}", check=False,
+        f"--workdir={_copy(with_features, tmp_path)}", check=False,
     )  # fmt: skip
     assert "features.size = 71 is not a multiple of the encoder's patch of 14" in uneven.stdout
 
 
-def _copy(written, tmp_path):
-    import shutil
-
-    shutil.copytree(written / "pseudo_labels", tmp_path / "copy" / "pseudo_labels")
+def _copy(with_features, tmp_path):
+    shutil.copytree(with_features / "pseudo_labels", tmp_path / "copy" / "pseudo_labels")
     return tmp_path / "copy"

@@ -11,11 +11,11 @@ from models import save_clip
 from PIL import Image
 
 from fmbseg_jax import config
-from fmbseg_jax.data import example
+from fmbseg_jax.data import example, label_maps
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
 from labelling import detection, figures, models, stage1
-from labelling.annotated import annotated_image, read_label_map
+from labelling.annotated import annotated_image
 from labelling.clip import Clip
 from labelling.sam import Sam
 
@@ -260,7 +260,7 @@ def test_annotations(tmp_path):
     coloured = Image.fromarray(labels.astype(np.uint8), mode="P")
     coloured.putpalette(list(range(30)))
     coloured.save(tmp_path / "sub/a.png")
-    np.testing.assert_array_equal(read_label_map(tmp_path / "sub/a.png", 4), labels)
+    np.testing.assert_array_equal(label_maps.read(tmp_path / "sub/a.png", 4), labels)
 
 
 def test_faulty_annotations(tmp_path):
@@ -302,7 +302,7 @@ def test_models_that_changed(tmp_path):
     tensors = torch.load(tmp_path / "sam.pth")
     tensors["mask_decoder.iou_token.weight"] += 1e-3
     torch.save(tensors, tmp_path / "sam.pth")
-    with pytest.raises(UserError, match=r"not those that .* was begun with \(sam_sha256 changed\)"):
+    with pytest.raises(UserError, match=r"was made from something else:\n  sam_sha256:"):
         models.load(settings, WORDS, tmp_path / "models.json")
     os.remove(tmp_path / "sam.pth")
     with pytest.raises(UserError, match="No SAM checkpoint at"):

@@ -138,6 +138,22 @@ def test_another_aligner_is_evaluated_afresh(done, world, tmp_path):
     assert all(before[name] != after[name] for name in before)
 
 
+def test_predictions_of_others_are_refused(done, world, tmp_path):
+    shutil.copytree(done, tmp_path / "w")
+    predictions = tmp_path / "w" / "predictions"
+    command = ["evaluate.py", *world.flags, f"--workdir={tmp_path / 'w'}"]
+    shutil.copytree(predictions / "aligner", predictions / "stage1")
+    wrong = predictions / "stage1" / "test_000002.png"
+    Image.fromarray(np.full((128, 128), 15, np.uint16)).save(wrong)
+    assert "has the index 15; 15 words allow 0 to 14" in run(*command, check=False).stdout
+    wrong.write_bytes(wrong.read_bytes()[:50])
+    assert "test_000002.png cannot be read" in run(*command, check=False).stdout
+    made_for = {"images": "elsewhere", "words": ["sky"]}
+    (predictions / "manifest.json").write_text(json.dumps(made_for))
+    output = run(*command, check=False).stdout
+    assert "images: 'elsewhere' there" in output and "Traceback" not in output
+
+
 SEGMENT = "fmbseg_jax.segment"
 
 
@@ -190,7 +206,11 @@ def test_segmenting_a_folder(done, photos, tmp_path):
     assert "broken.jpg cannot be read" in strict.stdout
     other = [f"--words={words}" for words in ("sky",)]
     refused = run(*command[:3], *other, command[-1], check=False)
-    assert "was made with other words" in refused.stdout
+    assert "words: 1 removed (sail boat)" in refused.stdout
+    (tmp_path / "more").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "more" / "a.png")
+    moved = [*command[:2], f"--images={tmp_path / 'more'}", *command[3:]]
+    assert f"images: '{photos}' there" in run(*moved, check=False).stdout
 
 
 def test_segment_errors(done, photos, tmp_path):
@@ -209,6 +229,7 @@ def test_segment_errors(done, photos, tmp_path):
     assert "No word list at" in error(words=tmp_path / "no.txt")
     assert "No images in" in error(images=tmp_path / "none")
     assert "is no exported aligner" in error(model=tmp_path)
+    assert "would be taken for images" in error(out=photos / "sub" / "out")
     Image.new("RGB", (9, 9)).save(photos / "a.bmp")
     assert "a.bmp and a.png would both be written to" in error()
 

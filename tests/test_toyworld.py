@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from toyworld import clip, dinov2, loop, pretrain, sam
+from toyworld import clip, dinov2, loop, pretrain, sam, scores
 from toyworld.corpus import Boxes, corpus, random_boxes
 from toyworld.scenes import SPLITS, STUFF, WORDS, scene, write_folder
 
@@ -178,7 +178,7 @@ def test_pretraining_resumes_where_it_was_killed(name, tmp_path, monkeypatch):
     module = {"clip": clip, "dinov2": dinov2, "sam": sam}[name]
     monkeypatch.setattr(module, "BATCH", 4)
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr(module, "score", lambda *model, count: {"nothing": 0.0})
+    monkeypatch.setitem(scores.SCORES, name, lambda *model, count: {"nothing": 0.0})
     steps = []
 
     def killed(path, value, save=loop.save):
@@ -218,7 +218,7 @@ def test_clip_weights_score_what_the_card_says():
 
     model = CLIPModel.from_pretrained(WEIGHTS / "clip")
     words = AutoTokenizer.from_pretrained(WEIGHTS / "clip")
-    measured, said = clip.score(model, words, count=20), published_scores("clip")
+    measured, said = scores.of_clip(model, words, count=20), published_scores("clip")
     for what, value in measured.items():
         assert abs(value - said[what]) < 0.1, what
 
@@ -226,7 +226,7 @@ def test_clip_weights_score_what_the_card_says():
 def test_sam_weights_score_what_the_card_says():
     model = sam.build(seed=1)
     model.load_state_dict(torch.load(WEIGHTS / "sam.pth", weights_only=True))
-    measured, said = sam.score(model, count=8), published_scores("sam")
+    measured, said = scores.of_sam(model, count=8), published_scores("sam")
     for what, value in measured.items():
         assert abs(value - said[what]) < 0.15, what
 
@@ -235,7 +235,7 @@ def test_dinov2_weights_beat_an_untrained_encoder():
     from transformers import Dinov2Model
 
     model = Dinov2Model.from_pretrained(WEIGHTS / "dinov2")
-    scores = dinov2.score(model, count=10)
-    assert scores["linear probe, mIoU"] > scores["linear probe, untrained encoder, mIoU"] + 0.05
+    found = scores.of_dinov2(model, count=10)
+    assert found["linear probe, mIoU"] > found["linear probe, untrained encoder, mIoU"] + 0.05
     assert corpus("validation", 2).images.shape == (2, 3, 128, 128)
     assert os.path.getsize(WEIGHTS / "dinov2" / "model.safetensors") < 3_000_000

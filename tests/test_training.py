@@ -1,13 +1,14 @@
 """The trainer: batches, the step, one device and eight, and what a resumed run sees."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import run
+from conftest import ROOT, run
 
 from fmbseg_jax import checkpoint, config, sharding, training
 from fmbseg_jax.data import example, tfrecord
@@ -60,6 +61,12 @@ def test_processes_share_a_batch(source):
     ]
     for step, images in enumerate(whole):
         assert sorted(parts[0][step] + parts[1][step]) == sorted(images)
+    assert len(whole[-1]) == 2
+    four = [
+        list(TrainBatches(source, seed=0, batch_size=4, epochs=2, process=(i, 4))) for i in range(4)
+    ]
+    assert {len(batches) for batches in four} == {4}, "also those with no image in the last batch"
+    assert {batch["patches"].shape for batches in four for batch in batches} == {(1, 4, 3)}
     with pytest.raises(UserError, match="not a multiple of the 3 processes"):
         TrainBatches(source, seed=0, batch_size=4, epochs=2, process=(0, 3))
 
@@ -195,24 +202,56 @@ def test_a_checkpoint_restores_state_and_batches(source, tmp_path):
     assert seen(fresh) == expected[4:]
 
 
-@pytest.fixture(scope="module")
-def features(world, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("training")
-    world.pseudo_labels(workdir)
-    run("fmbseg_jax.features", *world.flags, f"--workdir={workdir}")
-    return workdir
-
-
-def test_the_program_exports_what_it_trained(features, world):
-    output = run("train.py", *world.flags, f"--workdir={features}").stdout
+def test_the_program_exports_what_it_trained(with_features, world):
+    output = run(
+        "train.py", *world.flags, f"--workdir={with_features}", "--config.train.temperature=0.3"
+    ).stdout
     assert "The aligner is in" in output
-    lines = [json.loads(line) for line in (features / "metrics" / "train.jsonl").open()]
+    lines = [json.loads(line) for line in (with_features / "metrics" / "train.jsonl").open()]
     assert [line["step"] for line in lines] == list(range(1, 9))
-    model = checkpoint.read_model(features / "export")
+    model = checkpoint.read_model(with_features / "export")
     assert model["steps"] == 8
     assert model["images"] == 10
     assert model["config"]["train.epochs"] == 4
-    assert "sail boat" in (features / "export" / "README.md").read_text()
-    assert list((features / "metrics").glob("events.out.tfevents.*"))
+    assert model["config"]["train.temperature"] == 0.3
+    assert "sail boat" in (with_features / "export" / "README.md").read_text()
+    assert list((with_features / "metrics").glob("events.out.tfevents.*"))
     with pytest.raises(UserError, match="is no exported aligner"):
-        checkpoint.read_model(features)
+        checkpoint.read_model(with_features)
+
+
+def test_other_features_are_refused(with_features, world, tmp_path):
+    """A checkpoint of aligner and batches is of these features; others do not continue it."""
+    for name in ("features", "checkpoints"):
+        shutil.copytree(with_features / name, tmp_path / name)
+    shard = tfrecord.find_shards(tmp_path / "features")[0]
+    first = tfrecord.RecordSource([shard])[0]
+    with tfrecord.ShardWriter(shard) as writer:
+        for _ in range(4):
+            writer.write(first)
+    refused = run("train.py", *world.flags, f"--workdir={tmp_path}", check=False)
+    assert refused.returncode == 1
+    assert "was made from something else:\n  features:" in refused.stdout
+    shutil.rmtree(tmp_path / "checkpoints")
+    run("train.py", *world.flags, f"--workdir={tmp_path}")
+
+
+def test_an_export_of_eight_devices_loads_on_one(tmp_path):
+    params = sharding.replicate(sharding.data_mesh(), {"kernel": jnp.arange(6.0).reshape(2, 3)})
+    checkpoint.save_export(tmp_path / "export", checkpoint.Export(params, {}), "")
+    code = f"""
+import jax, jax.numpy as jnp
+from fmbseg_jax import checkpoint
+template = {{"kernel": jax.ShapeDtypeStruct((2, 3), jnp.float32)}}
+kernel = checkpoint.load_export({str(tmp_path / "export")!r}, template)["kernel"]
+print(len(jax.devices()), kernel.sum(), len(kernel.devices()))
+"""
+    (tmp_path / "load.py").write_text(code)
+    output = run(tmp_path / "load.py", PYTHONPATH=str(ROOT)).stdout
+    assert output.splitlines()[-1] == "1 15.0 1"
+
+
+def test_half_told_hosts_are_refused(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "somewhere:1234")
+    with pytest.raises(UserError, match="set JAX_NUM_PROCESSES, JAX_PROCESS_ID too"):
+        sharding.start_hosts()

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, interpolate, normalize, one_hot
+from torch.nn.functional import cross_entropy, normalize
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from fmbseg_jax.vocabulary import TEMPLATE
-from toyworld.corpus import Boxes, Corpus, confusion, corpus, mean_iou, random_boxes
+from toyworld.corpus import Boxes, Corpus, random_boxes
 from toyworld.loop import fit
 from toyworld.scenes import STUFF, WORDS
 
@@ -170,54 +170,3 @@ def save(folder: Path, model: CLIPModel, words: CLIPTokenizer) -> None:
     settings |= {"crop_size": {"height": SIZE, "width": SIZE}}
     settings |= {"image_processor_type": "CLIPImageProcessor"}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2))
-
-
-@torch.inference_mode()
-def crops(model: CLIPModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """uint8 [b, 3, 128, 128] → class tokens of 49 crops [b, 49, D], patches [b, 32, 32, D]."""
-    large = interpolate(images.float(), scale_factor=2, mode="bilinear", align_corners=False)
-    windows = large.unfold(2, 64, 32).unfold(3, 64, 32)  # [b, 3, 7, 7, 64, 64]
-    b, _, rows, columns = windows.shape[:4]
-    windows = windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 64, 64)
-    vision, block = model.vision_model, model.vision_model.encoder.layers[-1]
-    output = vision(normalised(windows.to(model.device)), output_hidden_states=True)
-    values = block.self_attn.v_proj(block.layer_norm1(output.hidden_states[-2][:, 1:]))
-    values = model.visual_projection(vision.post_layernorm(block.self_attn.out_proj(values)))
-    tokens = model.visual_projection(output.pooler_output).reshape(b, rows * columns, -1)
-    total, count = torch.zeros(b, 32, 32, values.shape[-1]), torch.zeros(1, 32, 32, 1)
-    values = values.reshape(b, rows, columns, 8, 8, -1).cpu()
-    for y in range(rows):
-        for x in range(columns):
-            total[:, 4 * y : 4 * y + 8, 4 * x : 4 * x + 8] += values[:, y, x]
-            count[:, 4 * y : 4 * y + 8, 4 * x : 4 * x + 8] += 1
-    return normalize(tokens, dim=-1).cpu(), normalize(total / count, dim=-1)
-
-
-@torch.inference_mode()
-def score(model: CLIPModel, words: CLIPTokenizer, count: int = 100) -> dict[str, float]:
-    """Detection by votes, patches alone, and naming of true masks, on validation scenes."""
-    model.eval().float()
-    data = corpus("validation", count)
-    texts = text_features(model, words, [TEMPLATE.format(word) for word in WORDS]).cpu()
-    votes, present, named = [], [], []
-    counts = torch.zeros(len(WORDS), len(WORDS))
-    for part in range(0, count, 10):
-        labels, instances = (x[part : part + 10].long() for x in (data.labels, data.instances))
-        tokens, patches = crops(model, data.images[part : part + 10])
-        votes.append(one_hot((tokens @ texts.T).argmax(-1), len(WORDS)).sum(1))
-        there = one_hot(labels.flatten(1), len(WORDS)).amax(1) > 0
-        present.append(there)
-        similarity = interpolate((patches @ texts.T).permute(0, 3, 1, 2), size=128, mode="bilinear")
-        counts += confusion(labels, similarity.argmax(1), len(WORDS))
-        for one, among, truth, parts in zip(similarity, there, labels, instances, strict=True):
-            for k in parts.unique():
-                mean = one[:, parts == k].mean(1).masked_fill(~among, -1)
-                named.append(bool(mean.argmax() == truth[parts == k][0]))
-    vote, there = torch.cat(votes), torch.cat(present)
-    scores = {}
-    for least in (1, 2):
-        hits = int(((vote >= least) & there).sum())
-        scores[f"detection precision, votes >= {least}"] = hits / max(1, int((vote >= least).sum()))
-        scores[f"detection recall, votes >= {least}"] = hits / int(there.sum())
-    scores["patches alone, mIoU"] = mean_iou(counts)
-    return scores | {"true masks named": sum(named) / len(named)}

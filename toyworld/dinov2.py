@@ -21,15 +21,13 @@ from torch.nn.functional import (
     avg_pool2d,
     cross_entropy,
     grid_sample,
-    interpolate,
     normalize,
     unfold,
 )
 from transformers import Dinov2Config, Dinov2Model
 
-from toyworld.corpus import Boxes, Corpus, confusion, corpus, jitter, mean_iou
+from toyworld.corpus import Boxes, Corpus, jitter
 from toyworld.loop import fit
-from toyworld.scenes import WORDS
 
 SIZE, PATCH = 128, 8
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -179,93 +177,3 @@ def save(folder: Path, model: Dinov2Model) -> None:
     settings |= {"crop_size": {"height": SIZE, "width": SIZE}}
     settings |= {"image_processor_type": "BitImageProcessor"}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2))
-
-
-@torch.inference_mode()
-def features(model: Dinov2Model, images: torch.Tensor) -> torch.Tensor:
-    """uint8 [n, 3, 128, 128] → features [n, d, 32, 32] of the images enlarged to 256 pixels."""
-    device = next(model.parameters()).device
-    found = []
-    for part in images.split(10):
-        large = interpolate(part.to(device) / 255, scale_factor=2, mode="bilinear")
-        found.append(patches(model, normalised(large)).cpu())
-    return torch.cat(found)
-
-
-class Block(nn.Module):
-    """The second probe: one transformer block and a linear layer."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.block = nn.TransformerEncoderLayer(
-            width, 4, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
-        )
-        self.linear = nn.Linear(width, len(WORDS))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(self.block(x))
-
-
-def probe(
-    train: torch.Tensor,
-    labels: torch.Tensor,
-    test: torch.Tensor,
-    truth: torch.Tensor,
-    head: nn.Module,
-    epochs: int,
-    peak: float,
-) -> float:
-    """mIoU at pixels of a head trained on features [n, d, 32, 32] with labels [n, 128, 128]."""
-    train, test = (f.flatten(2).transpose(1, 2) for f in (train, test))
-    mean, std = train.mean((0, 1)), train.std((0, 1)) + 1e-6
-    train, test = (train - mean) / std, (test - mean) / std
-    cells = labels.unflatten(2, (32, 4)).unflatten(1, (32, 4)).transpose(2, 3).flatten(3)
-    targets = cells.long().mode(-1).values.flatten(1)
-    optimizer = torch.optim.AdamW(head.parameters(), peak, weight_decay=0.01)
-    random = torch.Generator().manual_seed(0)
-    order = [torch.randperm(len(train), generator=random).split(8) for _ in range(epochs)]
-    batches = [chosen for epoch in order for chosen in epoch]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, len(batches))
-    for chosen in batches:
-        value = cross_entropy(head(train[chosen]).flatten(0, 1), targets[chosen].flatten())
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        schedule.step()
-    counts = torch.zeros(len(WORDS), len(WORDS))
-    with torch.inference_mode():
-        for x, y in zip(test.split(10), truth.split(10), strict=True):
-            logits = head(x).transpose(1, 2).unflatten(2, (32, 32))
-            predicted = interpolate(logits, size=128, mode="bilinear").argmax(1)
-            counts += confusion(y.long(), predicted, len(WORDS))
-    return mean_iou(counts)
-
-
-def _colours(images: torch.Tensor) -> torch.Tensor:
-    """The baseline without a model: mean and deviation of RGB in 4 × 4 pixels, [n, 6, 32, 32]."""
-    cells = images.float().unflatten(3, (32, 4)).unflatten(2, (32, 4))
-    return torch.cat([cells.mean((3, 5)), cells.std((3, 5))], 1) / 64
-
-
-def score(model: Dinov2Model, count: int = 100) -> dict[str, float]:
-    """Probes trained on 2 × count labelled scenes of "train": mIoU on `count` validation scenes."""
-    train, test = corpus("train", 2 * count), corpus("validation", count)
-    model.eval().float()
-    untrained = build(seed=7).eval()
-    kinds = {
-        "": lambda images: features(model, images),
-        ", untrained encoder": lambda images: features(untrained, images),
-        ", colours only": _colours,
-    }
-    scores = {}
-    for name, extract in kinds.items():
-        seen, held = extract(train.images).clone(), extract(test.images).clone()
-        sizes: dict[str, Any] = {"linear": (nn.Linear(seen.shape[1], len(WORDS)), 20, 1e-2)}
-        if not name:
-            torch.manual_seed(0)
-            sizes["block"] = (Block(seen.shape[1]), 10, 2e-3)
-        for kind, (head, epochs, peak) in sizes.items():
-            scores[f"{kind} probe{name}, mIoU"] = probe(
-                seen, train.labels, held, test.labels, head, epochs, peak
-            )
-    return scores

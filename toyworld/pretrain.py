@@ -24,8 +24,9 @@ import torch
 from fmbseg_jax.data.images import write_atomically
 from toyworld.corpus import corpus
 from toyworld.scenes import WORDS
+from toyworld.scores import SCORES
 
-MODELS = ("dinov2", "sam", "clip")
+MODELS = ("sam", "dinov2", "clip")
 """In the order of starting: what takes longest first."""
 SCENES = 4000
 SPACE = 8_000_000
@@ -45,7 +46,7 @@ def train_one(name: str, out: Path, work: Path, flags: argparse.Namespace) -> No
     )
     model.save(_fresh(work / "saved" / name), *trained)
     publish(work / "saved" / name, out)
-    scores = model.score(*trained, count=flags.validation)
+    scores = SCORES[name](*trained, count=flags.validation)
     found = {"steps": steps, "batch": model.BATCH, **spent}
     found |= {"hardware": _hardware(flags.device), "scores": scores}
     write_atomically(report, json.dumps(found).encode())

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import (
@@ -23,10 +22,9 @@ from torch.nn.functional import (
 )
 
 from labelling.meta_sam import segment_anything
-from toyworld.corpus import Corpus, corpus, jitter
+from toyworld.corpus import Corpus, jitter
 from toyworld.loop import fit
 from toyworld.loop import save as save_whole
-from toyworld.scenes import STUFF
 
 SIZE, PATCH, GRID = 128, 8, 16
 WIDTH, DEPTH, WINDOW, GLOBAL = 128, 4, 8, (1, 3)
@@ -35,7 +33,7 @@ FREQUENCY = 2.5
 """Scale of the positions' random frequencies (part of the state dict). At SAM's own, 1, neighbours
 in a grid of only 16 × 16 look nearly alike, and small things are found late."""
 _ALIKE = ("q_proj", "k_proj")
-STEPS, BATCH, PROMPTS, PEAK = 1500, 8, 6, 1e-3
+STEPS, BATCH, PROMPTS, PEAK = 3000, 8, 6, 1e-3
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
@@ -162,7 +160,7 @@ def full_size(logits: torch.Tensor) -> torch.Tensor:
     return interpolate(logits, size=SIZE, mode="bilinear", align_corners=False)
 
 
-def _points_in(random: torch.Generator, target: torch.Tensor, count: int) -> torch.Tensor:
+def points_in(random: torch.Generator, target: torch.Tensor, count: int) -> torch.Tensor:
     """`count` random pixels (x, y) of each bool target [p, H, W]: float [p, count, 2]."""
     chance = target.flatten(1).float()
     index = torch.multinomial(chance, count, replacement=True, generator=random)
@@ -204,7 +202,7 @@ def mask_loss(
     overlap = 2 * (chance * truth).sum((2, 3))
     dice = 1 - (overlap + 1) / (chance.sum((2, 3)) + truth.sum((2, 3)) + 1)
     with torch.no_grad():
-        actual = _iou(logits > 0, truth > 0.5)
+        actual = mask_iou(logits > 0, truth > 0.5)
     each = focal + dice
     best = balance * each.mean(1) + (1 - balance) * each.min(1).values
     return best.mean() + mse_loss(iou, actual)
@@ -223,7 +221,7 @@ def affinity_loss(embeddings: torch.Tensor, instances: torch.Tensor) -> torch.Te
     return binary_cross_entropy_with_logits(10 * (unit.transpose(1, 2) @ unit) - 5, same)
 
 
-def _iou(masks: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+def mask_iou(masks: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """IoU of bool masks [..., H, W], broadcast."""
     both = (masks & truth).sum((-2, -1)).float()
     return both / (masks | truth).sum((-2, -1)).clamp(min=1)
@@ -244,7 +242,7 @@ def train(work: Path, data: Corpus, *, seed: int, device: str, steps: int, batch
         balance = max(0.0, 1 - 2 * step / steps)  # small things first; exact borders later
         scenes = zip(labels, instances, strict=True)
         targets = torch.cat([prompts(random, *scene, PROMPTS) for scene in scenes])
-        points = _points_in(random, targets, count).to(device)
+        points = points_in(random, targets, count).to(device)
         found, targets = decode(sam, embeddings, points), targets.to(device)
         masks = mask_loss(found.logits, found.iou, targets, balance)
         near = affinity_loss(embeddings, instances.to(device))
@@ -259,51 +257,3 @@ def save(folder: Path, sam: Any) -> None:
     halves = {name: value.half().cpu() for name, value in sam.state_dict().items()}
     save_whole(folder / "sam.pth", halves)
     sam.load_state_dict(halves)  # so that what is scored is what was saved
-
-
-@torch.inference_mode()
-def score(sam: Any, count: int = 60) -> dict[str, float]:
-    """Masks from 5 points and from a grid of single points, on validation scenes."""
-    sam.eval()
-    device = sam.pixel_mean.device
-    data = corpus("validation", count)
-    random = torch.Generator().manual_seed(0)
-    ious: dict[str, list[float]] = {"stuff": [], "things": []}
-    predicted, actual, covered = [], [], []
-    centres = (torch.arange(16) + 0.5) * SIZE / 16 - 0.5
-    points = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1).reshape(-1, 1, 2)
-    for image, labels, instances in zip(data.images, data.labels, data.instances, strict=True):
-        embedding = sam.image_encoder((image[None].to(device) - sam.pixel_mean) / sam.pixel_std)
-        ids, areas = instances.unique(return_counts=True)
-        targets = instances[None] == ids[areas >= 12][:, None, None]
-        logits, iou, *_ = decode(sam, embedding, _points_in(random, targets, 5).to(device))
-        true = _iou(full_size(logits).cpu() > 0, targets[:, None])
-        predicted += iou.cpu().flatten().tolist()
-        actual += true.flatten().tolist()
-        best = iou.argmax(1).cpu()
-        for target, row, k in zip(targets, true, best, strict=True):
-            ious["stuff" if labels[target][0] < len(STUFF) else "things"].append(float(row[k]))
-        masks = _automatic(sam, embedding, points.to(device))
-        overlap = _iou(masks[:, None], targets[None])
-        covered += (overlap > 0.6).any(0).tolist()
-    return {
-        "most confident mask of 5 points, stuff, mean IoU": float(np.mean(ious["stuff"])),
-        "most confident mask of 5 points, things, mean IoU": float(np.mean(ious["things"])),
-        "predicted and true IoU, correlation": float(np.corrcoef(predicted, actual)[0, 1]),
-        "instances covered by automatic masks (IoU > .6)": float(np.mean(covered)),
-    }
-
-
-def _automatic(sam: Any, embedding: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Masks of a grid of single points after mask suppression at IoU .7: bool [m, S, S]."""
-    logits, iou, *_ = decode(sam, embedding, points)
-    masks, scores = (full_size(logits) > 0).flatten(0, 1).cpu(), iou.flatten().cpu()
-    keep: list[int] = []
-    flat = masks.flatten(1).float()
-    both = flat @ flat.T
-    area = both.diag()
-    overlap = both / (area[:, None] + area[None] - both).clamp(min=1)
-    for i in scores.argsort(descending=True).tolist():
-        if scores[i] > 0.5 and area[i] > 12 and not (overlap[i, keep] > 0.7).any():
-            keep.append(i)
-    return masks[keep]

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fmbseg_jax.data import images
-from fmbseg_jax.data.example import decode_label_map
+from fmbseg_jax.data import images, label_maps
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.vocabulary import IGNORE, read_words
+from fmbseg_jax.vocabulary import read_words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,22 +54,7 @@ class Folder:
 
     def labels(self, name: str) -> np.ndarray:
         """uint16 [H, W], word index or IGNORE."""
-        path = _label_path(self.root, name)
-        labels = read_label_map(path)
-        if labels.ndim != 2 or np.any((labels >= len(self.words)) & (labels != IGNORE)):
-            raise UserError(
-                f"{path} is no label map of {len(self.words)} words: expected one channel with "
-                f"values below {len(self.words)}; got shape {labels.shape}, up to {labels.max()}."
-            )
-        return labels
-
-
-def read_label_map(path: str | Path) -> np.ndarray:
-    """A label PNG → uint16 [H, W]; 255 in an 8-bit one becomes IGNORE."""
-    data = Path(path).read_bytes()
-    labels = decode_label_map(data)
-    eight_bits = data[24] == 8  # the bit depth in a PNG's header
-    return np.where((labels == 255) & eight_bits, np.uint16(IGNORE), labels)
+        return label_maps.read(_label_path(self.root, name), len(self.words))
 
 
 def _label_path(root: Path, name: str) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import os
 import tempfile
 from pathlib import Path
@@ -17,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+from fmbseg_jax.data import label_maps
 from fmbseg_jax.errors import UserError
 
 
@@ -111,7 +110,7 @@ def encode(example: PseudoLabel | PatchFeatures) -> bytes:
     kind: type = type(example)
     values = {field.name: getattr(example, field.name) for field in dataclasses.fields(example)}
     if kind is PseudoLabel:
-        values["labels"] = encode_label_map(values["labels"])
+        values["labels"] = label_maps.encode(values["labels"])
     proto = _serializer(kind).get_tf_example(_features(kind).encode_example(values))
     return proto.SerializeToString(deterministic=True)
 
@@ -119,7 +118,7 @@ def encode(example: PseudoLabel | PatchFeatures) -> bytes:
 def decode_pseudo_label(record: bytes) -> PseudoLabel:
     """The inverse of `encode`."""
     values = _features(PseudoLabel).deserialize_example_np(record)
-    values["labels"] = decode_label_map(values["labels"])
+    values["labels"] = label_maps.decode(values["labels"])
     values["filename"] = values["filename"].decode()
     return PseudoLabel(**values)
 
@@ -129,18 +128,6 @@ def decode_patch_features(record: bytes) -> PatchFeatures:
     values = _features(PatchFeatures).deserialize_example_np(record)
     values["filename"] = values["filename"].decode()
     return PatchFeatures(**values)
-
-
-def encode_label_map(labels: np.ndarray) -> bytes:
-    """uint16 [H, W] → a 16-bit grey PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(labels, np.uint16)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def decode_label_map(data: bytes) -> np.ndarray:
-    """An 8- or 16-bit grey PNG → uint16 [H, W]."""
-    return np.asarray(Image.open(io.BytesIO(data))).astype(np.uint16)
 
 
 def write_metadata(

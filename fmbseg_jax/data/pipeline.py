@@ -6,6 +6,7 @@ batches as one that was never stopped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -15,7 +16,6 @@ from fmbseg_jax.data.example import decode_patch_features
 from fmbseg_jax.data.tfrecord import RecordSource
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
-
 
 Iterator = grain.DatasetIterator
 
@@ -51,11 +51,10 @@ class TrainBatches:
                 f"train.batch_size = {batch_size} is not a multiple of the {count} processes."
             )
         self.steps = -(-len(source) * epochs // batch_size)
-        filled = -(-batch_size // multiple) * multiple // count
-        dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs)
-        share = dataset[index::count].map(_example)
-        batches = share.batch(batch_size // count, batch_fn=lambda examples: _stack(examples, filled))
-        self._dataset = batches
+        size = -(-batch_size // multiple) * multiple // count
+        order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(epochs)
+        batches = order.batch(batch_size, batch_fn=lambda records: records[index::count])
+        self._dataset = batches.map(lambda records: _read(source, records, size))
 
     def __iter__(self) -> Iterator:
         return iter(self._dataset.to_iter_dataset(grain.ReadOptions(num_threads=4)))
@@ -71,21 +70,19 @@ def restore_position(batches: Iterator) -> Any:
     return grain.checkpoint.CheckpointRestore(batches)
 
 
-def _example(record: bytes) -> dict[str, np.ndarray]:
-    example = decode_patch_features(record)
-    return {"patches": example.patches, "labels": example.labels.astype(np.int32)}
-
-
-def _stack(examples: list[dict[str, np.ndarray]], size: int) -> dict[str, np.ndarray]:
-    shapes = {example["patches"].shape for example in examples}
-    if len(shapes) > 1:
-        raise UserError(
-            f"The records hold patches of several shapes, {sorted(shapes)}; make the features of "
-            "all images with one features.size."
-        )
-    blank = {
-        "patches": np.zeros_like(examples[0]["patches"]),
-        "labels": np.full_like(examples[0]["labels"], IGNORE),
+def _read(source: RecordSource, records: Sequence[int], size: int) -> dict[str, np.ndarray]:
+    """The examples of a batch, filled up to `size` with images without a label."""
+    examples = [decode_patch_features(source[int(i)]) for i in records]
+    shape = (examples[0] if examples else decode_patch_features(source[0])).patches.shape
+    batch = {
+        "patches": np.zeros((size, *shape), np.float16),
+        "labels": np.full((size, shape[0]), IGNORE, np.int32),
     }
-    filled = examples + [blank] * (size - len(examples))
-    return {key: np.stack([example[key] for example in filled]) for key in blank}
+    for i, example in enumerate(examples):
+        if example.patches.shape != shape:
+            raise UserError(
+                f"The records hold patches of several shapes, {shape} and {example.patches.shape}; "
+                "make the features of all images with one features.size."
+            )
+        batch["patches"][i], batch["labels"][i] = example.patches, example.labels
+    return batch

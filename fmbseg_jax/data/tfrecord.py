@@ -8,6 +8,7 @@ little-endian (TensorFlow's record_writer.h). A dataset is split over shards nam
 from __future__ import annotations
 
 import bisect
+import hashlib
 import os
 import re
 import struct
@@ -115,13 +116,19 @@ class ShardWriter:
 class RecordSource(Sequence[bytes]):
     """Random access to the records of some shards, in order; CRCs are checked on every read.
 
-    Opening reads the record headers only (12 bytes a record). It keeps no file open, so one source
+    Opening reads lengths and CRCs only (16 bytes a record). It keeps no file open, so one source
     serves many threads and can be pickled to other processes.
     """
 
     def __init__(self, paths: Sequence[str | Path]):
         self.paths = [Path(path) for path in paths]
-        self._offsets = [_index(path) for path in self.paths]
+        self._offsets, checksums = [], hashlib.sha256()
+        for path in self.paths:
+            offsets, checksum = _index(path)
+            self._offsets.append(offsets)
+            checksums.update(checksum)
+        self.digest = checksums.hexdigest()[:16]
+        """Differs between records that differ; made of their lengths and CRCs alone."""
         self._ends = np.cumsum([len(offsets) - 1 for offsets in self._offsets]).tolist()
 
     def __len__(self) -> int:
@@ -145,14 +152,14 @@ class RecordSource(Sequence[bytes]):
         return f"RecordSource({len(self)} records in {len(self.paths)} shards)"
 
 
-def _index(path: Path) -> np.ndarray:
-    """Byte offsets int64 [records + 1] of a shard; the last one is the file's size."""
+def _index(path: Path) -> tuple[np.ndarray, bytes]:
+    """Byte offsets int64 [records + 1] of a shard, the last one the file's size; and a checksum."""
     try:
         size = path.stat().st_size
         file = open(path, "rb")
     except OSError as error:
         raise RecordError(f"Cannot read {path}: {error.strerror}.") from None
-    offsets = [0]
+    offsets, checksum = [0], hashlib.sha256()
     with file:
         while offsets[-1] < size:
             record = len(offsets) - 1
@@ -168,7 +175,9 @@ def _index(path: Path) -> np.ndarray:
                     _damage(path, record, f"the file ends inside it, at byte {size:,}")
                 )
             offsets.append(offsets[-1] + length + _OVERHEAD)
-    return np.asarray(offsets, np.int64)
+            file.seek(offsets[-1] - _FOOTER.size)
+            checksum.update(header + file.read(_FOOTER.size))
+    return np.asarray(offsets, np.int64), checksum.digest()
 
 
 def _damage(path: Path, record: int, what: str) -> str:

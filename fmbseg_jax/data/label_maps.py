@@ -1,0 +1,54 @@
+"""Label maps: the word index of each pixel, IGNORE where there is none; on disk a 16-bit grey PNG."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.vocabulary import IGNORE
+
+
+def encode(labels: np.ndarray) -> bytes:
+    """uint16 [H, W] → a 16-bit grey PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(labels, np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def decode(data: bytes) -> np.ndarray:
+    """The inverse of `encode`."""
+    return np.asarray(Image.open(io.BytesIO(data))).astype(np.uint16)
+
+
+def read(path: str | Path, num_words: int) -> np.ndarray:
+    """Any label PNG, grey (8 or 16 bits) or palette → uint16 [H, W]; 255 of 8 bits is IGNORE.
+
+    Raises:
+      UserError: there is no such file, it cannot be read, has several channels, or an index of
+        `num_words` or more.
+    """
+    try:
+        with Image.open(path) as file:
+            mode, labels = file.mode, np.asarray(file)
+    except FileNotFoundError:
+        raise UserError(f"No label map at {path}.") from None
+    except Exception as error:  # Pillow's readers raise many kinds on damaged files
+        raise UserError(f"The label map {path} cannot be read: {error}") from None
+    if mode not in ("L", "P") and not mode.startswith("I"):
+        raise UserError(
+            f"The label map {path} has mode {mode}; expected one channel of 8 or 16 bits that "
+            "holds word indices."
+        )
+    if mode in ("L", "P"):
+        labels = np.where(labels == 255, IGNORE, labels.astype(np.uint16))
+    wrong = labels[(labels != IGNORE) & ((labels < 0) | (labels >= num_words))]
+    if wrong.size:
+        raise UserError(
+            f"The label map {path} has the index {int(wrong.flat[0])}; {num_words} words allow 0 "
+            f"to {num_words - 1}, and {IGNORE} (255 in 8 bits) for no word."
+        )
+    return labels.astype(np.uint16)
