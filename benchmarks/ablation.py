@@ -2,14 +2,13 @@
 
     python benchmarks/ablation.py --work=work/ablation [--seeds=3] [--split=test]
 
-For each seed other scenes are labelled, and the aligner starts from other parameters. Prints the
-mean and the standard deviation over the seeds, in mIoU on the scenes of the split. Choices are made
-with --split=validation. What is there stays: run again to continue.
+Each seed has its own scenes, to label and to score on, and the aligner starts from other
+parameters; the first seed is `make demo`. Prints mean and standard deviation over the seeds.
+Choices are made with --split=validation. What is there stays: run again to continue.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -21,14 +20,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs import toy  # noqa: E402
 from evaluate import TITLES  # noqa: E402
-from fmbseg_jax import evaluation, program  # noqa: E402
-from fmbseg_jax.config import Config  # noqa: E402
+from fmbseg_jax import evaluation, program, workfolder  # noqa: E402
+from fmbseg_jax.data import label_maps  # noqa: E402
 from fmbseg_jax.data.benchmarks import Folder  # noqa: E402
+from fmbseg_jax.data.example import decode_pseudo_label  # noqa: E402
+from fmbseg_jax.data.tfrecord import RecordSource, find_shards  # noqa: E402
 from fmbseg_jax.segmenter import Segmenter  # noqa: E402
 from toyworld import scenes  # noqa: E402
 from train import train  # noqa: E402
 
-LABELLED, UNSEEN = 160, 160
+LABELLED, UNSEEN = 160, 60
 
 VARIANTS: dict[str, dict[str, object]] = {
     "MLP, TSupCon (the toy's default)": {},
@@ -43,88 +44,89 @@ VARIANTS: dict[str, dict[str, object]] = {
 STAGE1 = ("clip_patches", "stage1_1", "stage1_2", "stage1")
 
 
-def configured(seed: int, images: Path, unseen: Path) -> Config:
-    """The toy config on this seed's scenes."""
-    config = toy.get_config()
-    config.seed = seed
-    config.data.images = str(images / "images")
-    config.data.words = str(images / "words.txt")
-    config.eval.folder = str(unseen)
-    return config
+class Seed:
+    """One seed's folder: its scenes, its pseudo labels and features, and the runs upon them."""
 
+    def __init__(self, work: Path, seed: int, split: str):
+        self._root, self._seed = work / f"seed{seed}", seed
+        self._scenes = scenes.write_folder(self._root / "train", "train", LABELLED, seed * LABELLED)
+        self._unseen = Folder.open(
+            scenes.write_folder(self._root / split, split, UNSEEN, seed * UNSEEN)
+        )
+        self._workdir, self._truth = self._root / "labelled", self._root / "truth"
+        annotated = f"--config.data.annotations={self._scenes / 'labels'}"
+        for folder, more in ((self._workdir, ()), (self._truth, (annotated,))):
+            self._run("labelling", folder, *more)
+            self._run("fmbseg_jax.features", folder, *more)
+        self._stage1 = self._root / f"stage1-{split}"
+        self._run("labelling", self._stage1, "--predict")
 
-def run(module: str, config: Config, workdir: Path, *more: str) -> None:
-    """Runs a program of the toy config with this config's data, as a user would."""
-    data = ("data.images", "data.words", "eval.folder")
-    fields = {name: _get(config, name) for name in data}
-    subprocess.run(
-        [
-            sys.executable, "-m", module, "--config=configs/toy.py", f"--workdir={workdir}",
-            *(f"--config.{name}={value}" for name, value in fields.items()), *more,
-        ],
-        check=True,
-    )  # fmt: skip
+    def _run(self, program: str, workdir: Path, *more: str) -> None:
+        """Runs a program of the toy config on this seed's scenes, as a user would."""
+        fields = {
+            "data.images": self._scenes / "images",
+            "data.words": self._scenes / "words.txt",
+            "eval.folder": self._unseen.root,
+        }
+        flags = [f"--config.{name}={value}" for name, value in fields.items()]
+        command = [sys.executable, "-m", program, "--config=configs/toy.py", *flags]
+        subprocess.run([*command, f"--workdir={workdir}", *more], check=True)
 
+    def stage1(self, name: str) -> float:
+        """mIoU of stage 1 as a segmenter of the unseen scenes."""
+        predictions = self._stage1 / "predictions" / name
+        return evaluation.score_folder(self._unseen, predictions).miou
 
-def _get(config: Config, name: str) -> object:
-    section, field = name.split(".")
-    return getattr(getattr(config, section), field)
+    def labels_trained_on(self) -> float:
+        """mIoU of the pseudo labels themselves, on the scenes that the aligner is trained on."""
+        records = RecordSource(find_shards(self._workdir / "pseudo_labels"))
+        folder = self._root / "labels"
+        for record in map(records.__getitem__, range(len(records))):
+            label = decode_pseudo_label(record)
+            path = evaluation.prediction_path(folder, label.filename)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(label_maps.encode(label.labels))
+        return evaluation.score_folder(Folder.open(self._scenes), folder).miou
 
-
-def prepare(seed: int, work: Path, split: str) -> tuple[Config, Path]:
-    """Scenes, pseudo labels and features of one seed, and those of the truth."""
-    unseen = scenes.write_folder(work / split, split, UNSEEN)
-    images = scenes.write_folder(work / f"scenes{seed}", "train", LABELLED, seed * LABELLED)
-    config, workdir = configured(seed, images, unseen), work / f"seed{seed}"
-    truth = f"--config.data.annotations={images / 'labels'}"
-    for folder, more in ((workdir, ()), (workdir / "oracle", (truth,))):
-        run("labelling", config, folder, *more)
-        run("fmbseg_jax.features", config, folder, *more)
-    if not (work / split / "predictions").exists():
-        run("labelling", config, workdir, "--predict")
-        (workdir / "predictions").rename(work / split / "predictions")
-    return config, workdir
-
-
-def score(config: Config, workdir: Path, unseen: Folder, features: Path) -> float:
-    """mIoU of the aligner that this config trains; from `score.json` where it is there."""
-    path = workdir / f"score-{Path(config.eval.folder).name}.json"
-    if not path.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
+    def aligner(self, name: str, changes: dict[str, object], truth: bool = False) -> float:
+        """mIoU of the aligner that the toy config, so changed, trains."""
+        config = toy.get_config()
+        config.seed = self._seed
+        for field, value in changes.items():
+            setattr(config.train, field, value)
+        source = self._truth if truth else self._workdir
+        workdir = source / "".join(c if c.isalnum() else "_" for c in name)
+        workfolder.claim(workdir, config, ("seed", "models", "train"))
         if not (workdir / "features").exists():
-            (workdir / "features").symlink_to(features.resolve())
+            (workdir / "features").symlink_to((source / "features").resolve())
         if not (workdir / "export").exists():
             train(config, workdir)
         segmenter = Segmenter(workdir / "export", config.eval)
-        folder = workdir / f"predictions-{Path(config.eval.folder).name}"
-        evaluation.segment_folder(segmenter, unseen, folder, "evaluate")
-        path.write_text(json.dumps({"miou": evaluation.score_folder(unseen, folder).miou}))
-    return json.loads(path.read_text())["miou"]
+        folder = workdir / f"predictions-{self._unseen.root.name}"
+        evaluation.segment_folder(segmenter, self._unseen, folder, name)
+        return evaluation.score_folder(self._unseen, folder).miou
 
 
 def main() -> None:
-    work, split = Path(WORK.value), SPLIT.value
     rows: dict[str, list[float]] = {}
-    for seed in range(SEEDS.value):
-        config, workdir = prepare(seed, work, split)
-        unseen = Folder.open(work / split)
-        for name in STAGE1 if seed == 0 else ():
-            result = evaluation.score_folder(unseen, work / split / "predictions" / name)
-            rows[TITLES[name]] = [result.miou]
+    for number in range(SEEDS.value):
+        seed = Seed(Path(WORK.value), number, SPLIT.value)
+        found = {TITLES[name]: seed.stage1(name) for name in STAGE1}
+        found["the pseudo labels trained on"] = seed.labels_trained_on()
         for name, changes in VARIANTS.items():
-            for field, value in changes.items():
-                setattr(config.train, field, value)
-            folder = workdir / "".join(c if c.isalnum() else "_" for c in name)
-            rows.setdefault(name, []).append(score(config, folder, unseen, workdir / "features"))
-            config.train = toy.get_config().train
-        oracle = workdir / "oracle" / "features"
-        truth = score(config, workdir / "oracle" / "block", unseen, oracle)
-        rows.setdefault(TITLES["oracle"], []).append(truth)
-    print(f"\n| mIoU on {UNSEEN} {split} scenes | mean of {SEEDS.value} seeds | deviation |")
+            found[name] = seed.aligner(name, changes)
+        found[TITLES["oracle"]] = seed.aligner("ceiling", {}, truth=True)
+        for name, value in found.items():
+            rows.setdefault(name, []).append(100 * value)
+        print_table(rows, number + 1)
+
+
+def print_table(rows: dict[str, list[float]], seeds: int) -> None:
+    """Markdown; the deviation is that of the population of seeds."""
+    print(f"\n| mIoU, {UNSEEN} {SPLIT.value} scenes a seed, {seeds} seeds | mean | deviation |")
     print("|---|---|---|")
     for name, values in rows.items():
-        deviation = f"{100 * np.std(values):.2f}" if len(values) > 1 else ""
-        print(f"| {name} | {100 * np.mean(values):.2f} | {deviation} |")
+        print(f"| {name} | {np.mean(values):.2f} | {np.std(values):.2f} |")
 
 
 if __name__ == "__main__":

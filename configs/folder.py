@@ -1,10 +1,10 @@
 """Your images and your words, without a label: the way of the paper's water example (Figure 5).
 
-    MINE="--config=configs/folder.py --workdir=work/mine"
-    python -m labelling $MINE --images=photos --words=words.txt
-    python -m fmbseg_jax.features $MINE
-    python train.py $MINE
+    python -m labelling --config=configs/folder.py --workdir=work/mine
+    python -m fmbseg_jax.features --config=configs/folder.py --workdir=work/mine
+    python train.py --config=configs/folder.py --workdir=work/mine
 
+The images are in photos/, the words, one a line, in words.txt; --images and --words name others.
 Base-size models, which a small GPU holds and a patient CPU runs. Fetch SAM's checkpoint once
 (sam_vit_b_01ec64.pth, 375 MB, from segment-anything's page); CLIP and DINOv2 come from the Hugging
 Face hub by themselves.

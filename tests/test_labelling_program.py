@@ -464,7 +464,8 @@ def test_predictions_of_other_words_are_refused(world):
     assert f"Give --words={benchmark}/words.txt." in message
     assert label(world, *flags, f"--words={benchmark}/words.txt") == (0, "")
     code, message = label(world, "--predict", f"--images={world}/images")
-    assert code == 1 and "was made from something else:\n  words:" in message
+    assert code == 1 and "was made from something else:" in message
+    assert "words: 2 added (sail boat, cat)" in message
 
 
 def test_predict_strict_and_names_that_meet(world):

@@ -154,6 +154,22 @@ def test_predictions_of_others_are_refused(done, world, tmp_path):
     assert "images: 'elsewhere' there" in output and "Traceback" not in output
 
 
+def test_drawing_scenes_continues_after_a_kill(tmp_path):
+    """Stopped at several places: in the end every file is there, and whole."""
+    command = ["toyworld", f"--out={tmp_path / 'toy'}", "--scenes=12"]
+    for files in (1, 7, 20):
+        killed(lambda n=files: len(list((tmp_path / "toy").rglob("*.png"))) >= n, *command)
+    run(*command)
+    for split in ("train", "validation", "test"):
+        names = [f"{split}_{i:06d}.png" for i in range(12)]
+        for kind in ("images", "labels"):
+            files = sorted((tmp_path / "toy" / split / kind).glob("*.png"))
+            assert [path.name for path in files] == names
+            assert all(Image.open(path).size == (128, 128) for path in files)
+            for path in files:
+                Image.open(path).load()
+
+
 SEGMENT = "fmbseg_jax.segment"
 
 

@@ -15,15 +15,17 @@ from absl import flags
 from fmbseg_jax import program
 from toyworld import scenes
 
-COUNTS = {"train": 160, "validation": 60, "test": 60}
+COUNTS = {"train": 160, "validation": 60, "test": 60}  # what the demo needs
 
 
 def main() -> None:
-    for split, count in COUNTS.items():
+    for split, usual in COUNTS.items():
+        count = SCENES.value or usual
         scenes.write_folder(Path(OUT.value) / split, split, count)
         print(f"{count} {split} scenes are in {Path(OUT.value) / split}")
 
 
 if __name__ == "__main__":
     OUT = flags.DEFINE_string("out", "data/toy", "Where the scenes go; made if needed.")
+    SCENES = flags.DEFINE_integer("scenes", 0, "Scenes in each split; 0: 160, 60 and 60.")
     program.run(main)
