@@ -13,6 +13,7 @@ and writes WORKDIR/evaluation/summary.json and contact_sheet.png. Run again to c
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -40,16 +41,18 @@ def evaluate(config: Config, workdir: Path, model: Path) -> dict[str, evaluation
     """Segments with the aligners, scores all label maps, writes the results."""
     benchmark = Folder.open(config.eval.folder)
     predictions = workdir / "predictions"
-    for name, export in (("aligner", model), ("oracle", workdir / "oracle" / "export")):
-        if export.exists() or name == "aligner":
-            segmenter = Segmenter(export, config.eval)
-            evaluation.segment_folder(segmenter, benchmark, predictions / name, name)
     if (predictions / "manifest.json").exists():
         workfolder.remember(
             predictions / "manifest.json",
             {"images": str(benchmark.root.resolve() / "images"), "words": list(benchmark.words)},
             "Run `python -m labelling --predict` for this benchmark in another --workdir.",
         )
+    for name, export in (("aligner", model), ("oracle", workdir / "oracle" / "export")):
+        if export.exists() or name == "aligner":
+            segmenter = Segmenter(export, config.eval)
+            evaluation.segment_folder(segmenter, benchmark, predictions / name, name)
+        else:
+            shutil.rmtree(predictions / name, ignore_errors=True)  # of an aligner that is no more
     there = [name for name in TITLES if (predictions / name).is_dir()]
     results = {name: evaluation.score_folder(benchmark, predictions / name) for name in there}
 

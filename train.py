@@ -8,6 +8,7 @@ Run again to continue from the last checkpoint, with the same batches as if neve
 
 from __future__ import annotations
 
+import math
 import platform
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,12 @@ def train(config: Config, workdir: Path) -> None:
         raise UserError(f"{workdir / 'features'} holds no image. See the summary of the labelling.")
     text = text_features(config.models.clip)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
-    workfolder.remember(
-        workdir / "checkpoints" / "made_from.json",
-        {"features": records.digest, "clip": weights.content_hash(config.models.clip)},
-        "Delete that folder to train afresh, or give another --workdir.",
-    )
+    if jax.process_index() == 0:
+        workfolder.remember(
+            workdir / "checkpoints" / "made_from.json",
+            {"features": records.digest, "clip": weights.content_hash(config.models.clip)},
+            "Delete that folder to train afresh, or give another --workdir.",
+        )
     template = metadata["config"].get("label.template", config.label.template)
     prototypes = sharding.replicate(mesh, text(metadata["words"], template))
 
@@ -79,6 +81,11 @@ def train(config: Config, workdir: Path) -> None:
             bar.update()
             if step % config.train.log_every == 0 or step == batches.steps:
                 values = {name: float(value) for name, value in metrics.items()}
+                if not math.isfinite(values["loss"]):
+                    raise UserError(
+                        f"The loss is {values['loss']} at step {step}: it diverged. Lower "
+                        "train.peak_lr, delete the checkpoints, and train again."
+                    )
                 log.write(step, values)
                 bar.set_postfix(loss=f"{values['loss']:.3f}", accuracy=f"{values['accuracy']:.3f}")
             if step % config.train.checkpoint_every == 0 or step == batches.steps:
@@ -140,9 +147,11 @@ model.json has the whole config.
 
 
 def main() -> None:
-    config = CONFIG.value
     sharding.start_hosts()
-    train(config, workfolder.claim(WORKDIR.value, config, ("seed", "models", "train")))
+    config, workdir = CONFIG.value, Path(WORKDIR.value)
+    if jax.process_index() == 0:
+        workfolder.claim(workdir, config, ("seed", "models", "train"))
+    train(config, workdir)
 
 
 if __name__ == "__main__":

@@ -61,15 +61,15 @@ class Seed:
         self._stage1 = self._root / f"stage1-{split}"
         self._run("labelling", self._stage1, "--predict")
 
-    def _run(self, program: str, workdir: Path, *more: str) -> None:
+    def _run(self, module: str, workdir: Path, *more: str) -> None:
         """Runs a program of the toy config on this seed's scenes, as a user would."""
         fields = {
             "data.images": self._scenes / "images",
             "data.words": self._scenes / "words.txt",
             "eval.folder": self._unseen.root,
         }
-        flags = [f"--config.{name}={value}" for name, value in fields.items()]
-        command = [sys.executable, "-m", program, "--config=configs/toy.py", *flags]
+        settings = [f"--config.{name}={value}" for name, value in fields.items()]
+        command = [sys.executable, "-m", module, "--config=configs/toy.py", *settings]
         subprocess.run([*command, f"--workdir={workdir}", *more], check=True)
 
     def stage1(self, name: str) -> float:

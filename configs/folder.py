@@ -24,4 +24,5 @@ def get_config() -> Config:
 
     config.label.images_per_shard = 50
     config.train.heads = 12
+    config.train.checkpoint_every = 100
     return config

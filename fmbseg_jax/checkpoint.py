@@ -61,10 +61,14 @@ class Export:
 
 
 def save_export(folder: Path, export: Export, card: str) -> None:
-    """Writes Orbax params, model.json and a README; the folder appears when it is whole."""
+    """Writes Orbax params, model.json and a README; the folder appears when it is whole.
+
+    For process 0 alone: the others are not waited for.
+    """
     incomplete = folder.with_name(folder.name + ".incomplete")
     shutil.rmtree(incomplete, ignore_errors=True)
-    with ocp.StandardCheckpointer() as checkpointer:
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
         checkpointer.save(incomplete.resolve() / "params", jax.device_get(export.params))
     (incomplete / "model.json").write_text(json.dumps(export.model, indent=1) + "\n")
     (incomplete / "README.md").write_text(card)

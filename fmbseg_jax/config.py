@@ -142,7 +142,7 @@ class Train(_Section):
     balanced: bool = True
     """Whether each of the two sums of equation 1 is divided by its own number of terms. As printed
     (False), a few text terms stand against thousands of patch terms, and patches cluster without
-    meeting their words. Ours."""
+    meeting their words. Of "tsupcon" alone. Ours."""
     optimizer: str = "sgd"
     """"sgd" (the paper) or "adamw"."""
     momentum: float = 0.9

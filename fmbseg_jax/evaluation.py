@@ -12,7 +12,6 @@ import json
 import shutil
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
 from fmbseg_jax import logs, metrics
@@ -90,13 +89,11 @@ def score_folder(benchmark: Folder, folder: Path) -> Result:
             )
         labelled += int(np.count_nonzero(predicted != IGNORE))
         pixels += predicted.size
-        confusion += np.asarray(
-            metrics.confusion_matrix(
-                jnp.asarray(metrics.with_unlabelled(predicted, words)),
-                jnp.asarray(truth.astype(np.int32)),
-                words + 1,
-            )
+        confusion += metrics.confusion_matrix(
+            metrics.with_unlabelled(predicted, words), truth, words + 1
         )
+    if not confusion.any():
+        raise UserError(f"No pixel of {benchmark.root}'s label maps has a word.")
     return Result(confusion[:-1], labelled / pixels, len(benchmark.names))
 
 

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
 
 from fmbseg_jax.vocabulary import IGNORE
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def confusion_matrix(
-    predictions: Int[Array, "*s"], labels: Int[Array, "*s"], num_classes: int
-) -> Int[Array, "C C"]:
-    """Counts of pixels, int32; rows are labels, columns predictions.
+def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts of pixels, int64 [C, C]; rows are labels, columns predictions.
 
+    On the host: label maps come in as many sizes as images do, and each would be compiled anew.
     Pixels labelled IGNORE are not counted. A prediction has to be a class; to score label maps
     with unlabelled pixels, make those one class more (`with_unlabelled`).
+
+    Args:
+      predictions, labels: integers, of one shape.
     """
-    index = jnp.where(
-        labels == IGNORE, num_classes**2, labels.astype(jnp.int32) * num_classes + predictions
-    )
-    counts = jnp.bincount(index.reshape(-1), length=num_classes**2 + 1)
-    return counts[:-1].reshape(num_classes, num_classes).astype(jnp.int32)
+    counted = labels != IGNORE
+    index = labels[counted].astype(np.int64) * num_classes + predictions[counted]
+    return np.bincount(index, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def with_unlabelled(predictions: np.ndarray, num_classes: int) -> np.ndarray:

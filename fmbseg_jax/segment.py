@@ -29,8 +29,8 @@ def segment_images(
     """Segments every image under `folder`; returns the reasons of those that cannot be read."""
     names = images.find_images(folder)
     _claim(out, segmenter, words, folder)
-    outputs = {name: _outputs(out, name) for name in names}
-    _refuse_clashes(outputs)
+    pngs = images.png_names(names)
+    outputs = {name: (out / "labels" / png, out / "overlays" / png) for name, png in pngs.items()}
     todo = [name for name in names if not all(path.exists() for path in outputs[name])]
     skipped: dict[str, str] = {}
     with logs.progress(len(names), "segment", len(names) - len(todo)) as bar:
@@ -45,7 +45,8 @@ def segment_images(
                 labels = segmenter.segment(image, words)
                 _write(outputs[name], image, labels, len(words))
             bar.update()
-    _write_sheet(out, [name for name in names if name not in skipped], folder, words)
+    overlays = {name: paths[1] for name, paths in outputs.items() if name not in skipped}
+    _write_sheet(out, overlays, folder, words)
     return skipped
 
 
@@ -66,19 +67,6 @@ def _claim(out: Path, segmenter: Segmenter, words: tuple[str, ...], folder: Path
     images.write_atomically(out / "words.txt", ("\n".join(words) + "\n").encode())
 
 
-def _outputs(out: Path, name: str) -> tuple[Path, Path]:
-    return tuple((out / kind / name).with_suffix(".png") for kind in ("labels", "overlays"))  # type: ignore[return-value]
-
-
-def _refuse_clashes(outputs: dict[str, tuple[Path, Path]]) -> None:
-    """`a.jpg` and `a.png` would both become `a.png`."""
-    owner: dict[Path, str] = {}
-    for name, (path, _) in outputs.items():
-        if other := owner.get(path):
-            raise UserError(f"{other} and {name} would both be written to {path}. Rename one.")
-        owner[path] = name
-
-
 def _write(paths: tuple[Path, Path], image: np.ndarray, labels: np.ndarray, words: int) -> None:
     picture = io.BytesIO()
     Image.fromarray(figures.overlay(image, labels, words)).save(picture, "PNG")
@@ -88,14 +76,16 @@ def _write(paths: tuple[Path, Path], image: np.ndarray, labels: np.ndarray, word
         images.write_atomically(path, content)
 
 
-def _write_sheet(out: Path, names: list[str], folder: Path, words: tuple[str, ...]) -> None:
-    step = max(1, len(names) // _SHEET_ROWS)
+def _write_sheet(
+    out: Path, overlays: dict[str, Path], folder: Path, words: tuple[str, ...]
+) -> None:
+    step = max(1, len(overlays) // _SHEET_ROWS)
     rows = [
         [
             images.decode((folder / name).read_bytes()),
-            np.asarray(Image.open(_outputs(out, name)[1])),
+            np.asarray(Image.open(overlay)),
         ]
-        for name in names[::step][:_SHEET_ROWS]
+        for name, overlay in list(overlays.items())[::step][:_SHEET_ROWS]
     ]
     if rows:
         sheet = figures.contact_sheet(["image", "segmentation"], rows, words)
@@ -108,7 +98,8 @@ def main() -> None:
             raise UserError(f"--{name} is missing. See --help for an example.")
     words = vocabulary.parse_words(FLAGS.words)
     images.find_images(FLAGS.images)  # before the model is loaded
-    segmenter, out = load(FLAGS.model), Path(FLAGS.out)
+    segmenter = load(FLAGS.model, vision=FLAGS.vision, clip=FLAGS.clip)
+    out = Path(FLAGS.out)
     skipped = segment_images(segmenter, Path(FLAGS.images), words, out, strict=FLAGS.strict)
     for name, reason in skipped.items():
         print(f"skipped {name}: {reason}")
@@ -121,5 +112,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("images", "", "Folder of images; its sub-folders count too.")
     flags.DEFINE_string("words", "", 'Words to segment by: "sky,grass", or a file with one a line.')
     flags.DEFINE_string("out", "", "Where the results go; made if needed.")
+    flags.DEFINE_string("vision", "", "Where its vision encoder is now, if that has moved.")
+    flags.DEFINE_string("clip", "", "Where its CLIP is now, if that has moved.")
     flags.DEFINE_bool("strict", False, "Stop at the first image that cannot be read.")
     program.run(main)

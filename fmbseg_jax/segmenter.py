@@ -31,23 +31,36 @@ class Segmenter:
     labels = segmenter.segment(image, ["sky", "grass", "sail boat"])
     """
 
-    def __init__(self, export: str | Path, protocol: config_lib.Eval | None = None):
-        """Loads an export; its encoders come from where they were at training.
+    def __init__(
+        self,
+        export: str | Path,
+        protocol: config_lib.Eval | None = None,
+        *,
+        vision: str = "",
+        clip: str = "",
+    ):
+        """Loads an export.
 
         Args:
           export: the export/ folder of a work folder.
           protocol: sizes, windows and template; None takes those of the training's config.
+          vision, clip: where the encoders are now, a folder or hub id each; "" where they were at
+            training. Other weights than those are refused.
 
         Raises:
           UserError: the folder is no export, an encoder cannot be found or is another one.
         """
         self.model = checkpoint.read_model(export)
-        self._eval = protocol or config_lib.unflatten(self.model["config"]).eval
-        vision, text = self.model["vision"], self.model["clip"]
-        self._vision, self._vision_params = encoders.load_vision(vision["source"])
-        self._text = text_features(text["source"])
-        _same_weights(vision)
-        _same_weights(text)
+        self._eval = protocol or _protocol(self.model["config"])
+        vision = _same_weights(self.model["vision"], vision)
+        self._vision, self._vision_params = encoders.load_vision(vision)
+        self._text = text_features(_same_weights(self.model["clip"], clip))
+        patch = self._vision.spec.patch
+        if self._eval.window % patch:
+            raise UserError(
+                f"eval.window = {self._eval.window} is not a multiple of the encoder's patch of "
+                f"{patch} pixels."
+            )
         self._aligner = aligners.create(**self.model["aligner"])
         width = self._vision.spec.transformer.width
         shapes = jax.eval_shape(self._aligner.init, jax.random.key(0), jnp.zeros((1, 4, width)))
@@ -59,8 +72,9 @@ class Segmenter:
         """Differs between any two models whose label maps may differ."""
         leaves = jax.tree.leaves(self._aligner_params)
         digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves))
-        parts = (self._eval, self.model["aligner"], self.model["vision"], self.model["clip"])
-        return digest.hexdigest() + repr(parts)
+        encoders = (self.model["vision"]["hash"], self.model["clip"]["hash"])
+        digest.update(repr((self._eval, self.model["aligner"], encoders)).encode())
+        return digest.hexdigest()[:16]
 
     def segment(self, image: np.ndarray, words: Sequence[str]) -> np.ndarray:
         """The most similar word of each pixel.
@@ -117,15 +131,24 @@ class Segmenter:
         return similarities(aligned, text).reshape(b, h, w, -1)
 
 
-def _same_weights(encoder: dict[str, str]) -> None:
-    found = weights.content_hash(encoder["source"])
+def _protocol(leaves: dict[str, Any]) -> config_lib.Eval:
+    """The config's eval section; its other fields may be those of another version."""
+    ours = {name: value for name, value in leaves.items() if name.startswith("eval.")}
+    return config_lib.unflatten(ours).eval
+
+
+def _same_weights(encoder: dict[str, str], source: str) -> str:
+    """Where the encoder is; raises UserError where another one is there."""
+    source = source or encoder["source"]
+    found = weights.content_hash(source)
     if found != encoder["hash"]:
         raise UserError(
-            f"The aligner was trained with other weights of {encoder['source']} (hash "
-            f"{encoder['hash']}, here {found}). Restore those weights, or train again."
+            f"The aligner was trained with other weights than those of {source} (hash "
+            f"{encoder['hash']}, here {found}). Give those weights, or train again."
         )
+    return source
 
 
-def load(path: str | Path) -> Segmenter:
-    """Loads the exported aligner at `path`."""
-    return Segmenter(path)
+def load(path: str | Path, *, vision: str = "", clip: str = "") -> Segmenter:
+    """Loads the exported aligner at `path`; see `Segmenter`."""
+    return Segmenter(path, vision=vision, clip=clip)

@@ -53,14 +53,12 @@ class Layout:
         side = self.window
         return np.stack([image[y : y + side, x : x + side] for y in rows for x in columns])
 
-    @functools.cached_property
+    @property
     def matrices(self) -> tuple[np.ndarray, np.ndarray]:
         """A float32 [H', rows · h] and B float32 [W', columns · w]."""
         down, right = (
-            _axis_matrix(starts, self.window, grid, image, output)
-            for starts, grid, image, output in zip(
-                self.starts, self.grid, self.image, self.output, strict=True
-            )
+            _axis_matrix(self.window, self.stride, grid, image, output)
+            for grid, image, output in zip(self.grid, self.image, self.output, strict=True)
         )
         return down, right
 
@@ -115,8 +113,10 @@ def _starts(size: int, window: int, stride: int) -> np.ndarray:
     return np.minimum(np.arange(count) * stride, size - window)
 
 
-def _axis_matrix(starts: np.ndarray, window: int, grid: int, image: int, output: int) -> np.ndarray:
+@functools.lru_cache(64)  # photographs of one camera have one size
+def _axis_matrix(window: int, stride: int, grid: int, image: int, output: int) -> np.ndarray:
     """Patches of all windows along one axis → output pixels along it."""
+    starts = _starts(image, window, stride)
     upsample = bilinear(grid, window)
     placed = np.zeros((image, len(starts), grid), np.float32)
     overlaps = np.zeros((image, 1, 1), np.float32)

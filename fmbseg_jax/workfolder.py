@@ -1,6 +1,7 @@
 """The work folder of an experiment: what lies where, and whose config made it.
 
-config.json  pseudo_labels/  features/  checkpoints/  metrics/  evaluation/  figures/  export/
+config.json  pseudo_labels/  features/  checkpoints/  metrics/  export/  predictions/  evaluation/
+figures/
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from fmbseg_jax.data.images import write_atomically
 from fmbseg_jax.errors import UserError
 
 # Changing these changes speed, memory or where a thing lies, never a result.
-_FREE = {"label.device", "label.sam.points_per_batch", "features.batch_size", "train.log_every"}
+_FREE = {
+    "label.device", "label.sam.points_per_batch", "features.batch_size", "train.log_every",
+    "train.checkpoint_every",
+}  # fmt: skip
 
 
 def claim(workdir: str | Path, config: Config, sections: tuple[str, ...]) -> Path:
@@ -78,12 +82,15 @@ def remember(path: Path, facts: dict[str, Any], advice: str) -> None:
 
 
 def _difference(before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [key for key in before | now if before.get(key) != now.get(key)]
+        return f"others for {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
     if not isinstance(before, list) or not isinstance(now, list):
         return f"{before!r} there, {now!r} now"
-    parts = []
+    parts, there, here = [], set(before), set(now)
     for verb, entries in (
-        ("added", [entry for entry in now if entry not in set(before)]),
-        ("removed", [entry for entry in before if entry not in set(now)]),
+        ("added", [entry for entry in now if entry not in there]),
+        ("removed", [entry for entry in before if entry not in here]),
     ):
         if entries:
             more = ", ..." if len(entries) > 5 else ""

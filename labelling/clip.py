@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from torch.nn.functional import normalize
 
+from fmbseg_jax import hub
 from fmbseg_jax.data import images
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import prompts
@@ -31,7 +30,7 @@ class Clip:
 
     def __init__(self, source: str, device: str = "cpu"):
         """source: a folder in Hugging Face layout, or a hub id."""
-        folder = locate(source)
+        folder = hub.locate(source)
         self._mean, self._std = _normalisation(folder)
         self.tokenizer, self.model = _load(folder)
         self.model.eval().to(device)
@@ -134,28 +133,6 @@ def crop_corners(shape: Sequence[int], crop: int, stride: int, patch: int) -> li
     step = max(stride // patch, 1) * patch
     rows, columns = (sorted({*range(0, side - crop, step), side - crop}) for side in shape)
     return [(y, x) for y in rows for x in columns]
-
-
-def locate(source: str) -> Path:
-    """The folder of a model: `source` itself, or where the hub's cache has (or gets) it."""
-    if Path(source).is_dir():
-        return Path(source)
-    files = ["*.json", "*.txt", "*.safetensors"]
-    try:
-        try:  # the cache first: without a network the hub's client would retry for half a minute
-            folder = Path(snapshot_download(source, allow_patterns=files, local_files_only=True))
-            if any(folder.glob("*.safetensors")):
-                return folder
-        except OSError:
-            pass
-        return Path(snapshot_download(source, allow_patterns=files))
-    except (OSError, ValueError, HFValidationError) as error:
-        raise UserError(
-            f"No CLIP model {source!r}: it is no folder here, and as an id of the Hugging Face hub "
-            f"it could not be had ({str(error).splitlines()[0]}). Where there is a connection, run"
-            f"\n  hf download {source} --include '*.json' '*.txt' '*.safetensors' "
-            "--local-dir FOLDER\nand give the folder: --config.models.clip=FOLDER"
-        ) from None
 
 
 def _load(folder: Path) -> tuple[Any, Any]:

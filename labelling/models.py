@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from fmbseg_jax import hub
 from fmbseg_jax.config import Config
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.workfolder import remember
@@ -17,7 +18,7 @@ from labelling.stage1 import Labeller
 
 def check(config: Config) -> None:
     """Raises UserError where a model or device is not there; loads nothing."""
-    clip.locate(config.models.clip)
+    hub.locate(config.models.clip)
     sam_checkpoint.locate(config.models.sam)
     pick_device(config.label.device)
 

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -48,7 +48,7 @@ def predict_folder(
       load: makes the labeller; called only if there is something to do.
     """
     names = images.find_images(folder)
-    targets = _targets(names)
+    targets = images.png_names(names)
     out.mkdir(parents=True, exist_ok=True)
     facts = {"images": str(folder.resolve()), "words": list(words)}
     remember(out / "manifest.json", facts, "Delete that folder, or give another --workdir.")
@@ -70,16 +70,6 @@ def predict_folder(
     print(f"\npredictions of {len(names) - len(skipped)} images in {out}: {', '.join(KINDS)}")
     if skipped:
         print(f"{len(skipped)} images skipped:", *skipped, sep="\n")
-
-
-def _targets(names: Sequence[str]) -> dict[str, str]:
-    targets: dict[str, str] = {}
-    for name in names:
-        target = PurePosixPath(name).with_suffix(".png").as_posix()
-        if target in targets.values():
-            raise UserError(f"Two images would both be written as {target}. Rename one of them.")
-        targets[name] = target
-    return targets
 
 
 def _write(out: Path, target: str, found: dict[str, np.ndarray]) -> None:

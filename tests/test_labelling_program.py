@@ -380,7 +380,7 @@ def test_models_that_changed_between_runs(world):
         (["--images={0}/empty"], "No images in {0}/empty"),
         (["--words=nothing.txt"], "No word list at nothing.txt"),
         (["--words=sky,,cat"], "word 2 is empty"),
-        (["--config.models.clip={0}/no/clip"], "No CLIP model '{0}/no/clip'"),
+        (["--config.models.clip={0}/no/clip"], "No model at {0}/no/clip"),
         (["--config.models.sam={0}/no.pth"], "No SAM checkpoint at {0}/no.pth"),
         (["--config.label.device=abc"], "label.device is 'abc', which cannot be used here"),
         (["--config.label.stages=3"], "label.stages is one of 1.1, 1.2, both; got '3'"),
@@ -471,7 +471,7 @@ def test_predictions_of_other_words_are_refused(world):
 def test_predict_strict_and_names_that_meet(world):
     shutil.copy(world / "images" / "0.png", world / "images" / "0.bmp")
     flags = "--predict", f"--images={world}/images"
-    assert "Two images would both be written as 0.png" in label(world, *flags)[1]
+    assert "0.bmp and 0.png would both have 0.png" in label(world, *flags)[1]
     (world / "images" / "0.bmp").unlink()
     (world / "images" / "bad.jpg").write_text("hello")
     assert "bad.jpg cannot be read" in label(world, *flags, "--strict")[1]

@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = [
-    "errors config vocabulary workfolder program figures data.tfrecord data.example data.images "
-    "data.label_maps",
+    "errors config vocabulary workfolder program hub figures data.tfrecord data.example "
+    "data.images data.label_maps",
     "models.transformer models.encoders models.weights models.aligner "
     "losses similarity sliding metrics",
     "data.pipeline data.benchmarks text sharding checkpoint logs",

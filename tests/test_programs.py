@@ -247,7 +247,7 @@ def test_segment_errors(done, photos, tmp_path):
     assert "is no exported aligner" in error(model=tmp_path)
     assert "would be taken for images" in error(out=photos / "sub" / "out")
     Image.new("RGB", (9, 9)).save(photos / "a.bmp")
-    assert "a.bmp and a.png would both be written to" in error()
+    assert "a.bmp and a.png would both have a.png" in error()
 
 
 def test_program_errors(world, tmp_path):

@@ -123,9 +123,20 @@ def test_other_encoder_weights_are_refused(export, world, tmp_path):
     model = json.loads((tmp_path / "export" / "model.json").read_text())
     model["vision"]["source"] = str(tmp_path / "dinov2")
     (tmp_path / "export" / "model.json").write_text(json.dumps(model))
-    with pytest.raises(UserError, match="was trained with other weights of"):
+    with pytest.raises(UserError, match="was trained with other weights than those of"):
         fmbseg_jax.load(tmp_path / "export")
     model["vision"]["source"] = str(tmp_path / "gone")
     (tmp_path / "export" / "model.json").write_text(json.dumps(model))
     with pytest.raises(UserError, match="No model at"):
         fmbseg_jax.load(tmp_path / "export")
+    moved = fmbseg_jax.load(tmp_path / "export", vision=str(world.root / "dinov2"))
+    image = photograph(70, 80)
+    same = fmbseg_jax.load(export).segment(image, ["sky", "grass"])
+    np.testing.assert_array_equal(moved.segment(image, ["sky", "grass"]), same)
+
+
+def test_a_window_of_broken_patches_is_refused(export):
+    with pytest.raises(
+        UserError, match="eval.window = 71 is not a multiple of the encoder's patch"
+    ):
+        Segmenter(export, config.Eval(short_side=80, window=71, stride=35))

@@ -251,6 +251,15 @@ print(len(jax.devices()), kernel.sum(), len(kernel.devices()))
     assert output.splitlines()[-1] == "1 15.0 1"
 
 
+def test_a_loss_that_diverges_stops_the_run(with_features, world, tmp_path):
+    (tmp_path / "features").symlink_to(with_features / "features")
+    wild = ["--config.train.peak_lr=1e30", "--config.train.clip_norm=0"]
+    stopped = run("train.py", *world.flags, f"--workdir={tmp_path}", *wild, check=False)
+    assert stopped.returncode == 1
+    assert "it diverged. Lower train.peak_lr" in stopped.stdout
+    assert not (tmp_path / "export").exists()
+
+
 def test_half_told_hosts_are_refused(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "somewhere:1234")
     with pytest.raises(UserError, match="set JAX_NUM_PROCESSES, JAX_PROCESS_ID too"):

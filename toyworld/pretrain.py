@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from fmbseg_jax.data.images import write_atomically
+from fmbseg_jax.workfolder import remember
 from toyworld.corpus import corpus
 from toyworld.scenes import WORDS
 from toyworld.scores import SCORES
@@ -47,7 +48,7 @@ def train_one(name: str, out: Path, work: Path, flags: argparse.Namespace) -> No
     model.save(_fresh(work / "saved" / name), *trained)
     publish(work / "saved" / name, out)
     scores = SCORES[name](*trained, count=flags.validation)
-    found = {"steps": steps, "batch": model.BATCH, **spent}
+    found = {"seed": flags.seed, "steps": steps, "batch": model.BATCH, **spent}
     found |= {"hardware": _hardware(flags.device), "scores": scores}
     write_atomically(report, json.dumps(found).encode())
 
@@ -84,7 +85,7 @@ def train_all(names: list[str], flags: argparse.Namespace, processors: int) -> N
 def card(reports: dict[str, dict], flags: argparse.Namespace, size: int) -> str:
     """The model card, from what was measured."""
     made = "\n".join(
-        f"| {name} | {r['steps']:,} | {r['batch']} | {r['seconds'] / 60:.0f} min "
+        f"| {name} | {r['seed']} | {r['steps']:,} | {r['batch']} | {r['seconds'] / 60:.0f} min "
         f"| {r['processor_seconds'] / 60:.0f} min | {r['hardware']} |"
         for name, r in reports.items()
     )
@@ -95,7 +96,6 @@ def card(reports: dict[str, dict], flags: argparse.Namespace, size: int) -> str:
     )
     text = (Path(__file__).parent / "card.md").read_text()
     return text.format(
-        seed=flags.seed,
         words=len(WORDS),
         scenes=f"{flags.scenes:,}",
         validation=flags.validation,
@@ -110,7 +110,9 @@ def summarise(work: Path, flags: argparse.Namespace) -> None:
     """Prints the new scores, adds them to `scores.json`, and writes the card."""
     path = flags.out / "scores.json"
     reports = json.loads(path.read_text()) if path.exists() else {}
-    for file in sorted(work.glob("*.json")):
+    for file in sorted(work / f"{name}.json" for name in MODELS):
+        if not file.exists():
+            continue
         reports[file.stem] = json.loads(file.read_text())
         for what, value in reports[file.stem]["scores"].items():
             print(f"{file.stem:8} {what:55} {value:.3f}")
@@ -150,6 +152,8 @@ def main() -> None:
         os.environ["TOYWORLD_BAR"] = str(flags.bar)
         train_one(names[0], flags.out, work, flags)
         return
+    made_from = {"seed": flags.seed, "scenes": flags.scenes, "steps": flags.steps}
+    remember(work / "made_from.json", made_from, "Delete that folder to begin anew.")
     processors = len(os.sched_getaffinity(0))
     corpus("pretrain", flags.scenes, work)
     train_all(names, flags, processors)

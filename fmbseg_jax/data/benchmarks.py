@@ -37,6 +37,7 @@ class Folder:
                 "Expected images/NAME.jpg, labels/NAME.png with word indices, and words.txt."
             )
         names = images.find_images(root / "images")
+        images.png_names(names)
         without = [name for name in names if not _label_path(root, name).exists()]
         if without:
             raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,21 @@ def find_images(folder: str | Path) -> list[str]:
     return names
 
 
+def png_names(names: Sequence[str]) -> dict[str, str]:
+    """By image, the name of a PNG that mirrors it: `sub/a.jpg` → `sub/a.png`.
+
+    Raises:
+      UserError: two images would share one.
+    """
+    owners: dict[str, str] = {}
+    for name in names:
+        target = PurePosixPath(name).with_suffix(".png").as_posix()
+        if other := owners.get(target):
+            raise UserError(f"{other} and {name} would both have {target}. Rename one.")
+        owners[target] = name
+    return {name: target for target, name in owners.items()}
+
+
 def decode(data: bytes) -> np.ndarray:
     """Any image file that Pillow reads → uint8 [H, W, 3], RGB, upright (EXIF rotation applied).
 
@@ -52,9 +67,11 @@ def decode(data: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as file:
             file.load()
             image = ImageOps.exif_transpose(file)
+    except MemoryError:  # not the file's fault
+        raise
     except Exception as error:  # Pillow's readers raise many kinds on damaged files
-        reason = str(error).replace(repr(data), "").strip() or type(error).__name__
-        if "cannot identify" in reason:
+        reason = str(error) or type(error).__name__
+        if "cannot identify" in reason:  # it would show the address of a buffer
             reason = "not an image file, or damaged at its start"
         raise ImageError(f"cannot be read: {reason}") from None
     if image.mode.startswith("I") or image.mode == "F":

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from fmbseg_jax import hub
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import weights
 from fmbseg_jax.models.transformer import ACTIVATIONS, Spec, Transformer, bicubic
@@ -115,7 +116,7 @@ def load_vision(source: str) -> tuple[VisionEncoder, dict[str, Any]]:
     Raises:
       UserError: there is no such checkpoint, or it is not a DINOv2 that we know.
     """
-    folder = weights.locate(source)
+    folder = hub.locate(source)
     config = _config(folder, source)
     if config.get("model_type") != "dinov2" or config.get("use_swiglu_ffn"):
         raise UserError(
@@ -152,7 +153,7 @@ def load_text(source: str) -> tuple[TextEncoder, dict[str, Any], Any]:
     """
     from transformers import CLIPTokenizer  # half a second that programs without words save
 
-    folder = weights.locate(source)
+    folder = hub.locate(source)
     config = _config(folder, source)
     if config.get("model_type") != "clip":
         raise UserError(

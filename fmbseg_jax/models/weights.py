@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from safetensors import safe_open
 
+from fmbseg_jax import hub
 from fmbseg_jax.errors import UserError
 
 
@@ -164,36 +165,10 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
         raise UserError(f"{path} is damaged ({error}). Fetch it again.") from None
 
 
-def locate(source: str) -> Path:
-    """The folder of a model: `source` itself, or a hub id's files, fetched once.
-
-    Raises:
-      UserError: it is neither; the message says how to get it.
-    """
-    if Path(source).is_dir():
-        return Path(source)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        raise UserError(
-            f"No model at {source}: give a folder, or a hub id such as facebook/dinov2-base."
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.json", "*.txt", "*.safetensors"]
-        return Path(snapshot_download(source, allow_patterns=patterns))
-    except Exception as error:  # offline, unknown id, no access: the hub client has many kinds
-        raise UserError(
-            f"{source} is neither a folder here nor to be had from the Hugging Face hub "
-            f"({type(error).__name__}). On a machine with a connection run\n"
-            f"    hf download {source} --local-dir {Path(source).name}\n"
-            "copy that folder here, and give its path instead of the id."
-        ) from None
-
-
 def content_hash(source: str) -> str:
     """SHA-256 (first 16 digits) of a model's weights: which encoder an export belongs to."""
     digest = hashlib.sha256()
-    for path in sorted(locate(source).glob("*.safetensors")):
+    for path in hub.weight_files(hub.locate(source)):
         with open(path, "rb") as file:
             while chunk := file.read(1 << 24):
                 digest.update(chunk)
