@@ -287,7 +287,7 @@ def test_stopped_between_two_writes(world, monkeypatch, moment):
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         if moment == "before the counts":
-            patch.setattr("labelling.dataset.write_json", _after(kill, 3))
+            patch.setattr("labelling.dataset.write_json", _after(kill, 1))
         elif moment == "before the name":
             patch.setattr("fmbseg_jax.data.tfrecord.ShardWriter.__exit__", kill)
         else:
@@ -299,7 +299,7 @@ def test_stopped_between_two_writes(world, monkeypatch, moment):
 
 
 def _after(kill, calls):
-    """Lets dataset.write_json (manifest, models, counts, ...) through so many times, then kills."""
+    """Lets dataset.write_json (the counts of a shard) through so many times, then kills."""
     original = dataset.write_json
     left = iter(range(calls))
     return lambda *a: original(*a) if next(left, None) is not None else kill()
