@@ -108,6 +108,7 @@ def contact_sheet(
         title="Segmented without a single annotation",
         subtitle=f"mIoU {100 * results['aligner'].miou:.1f} on {len(benchmark.names)} images",
         tile=160,
+        unlabelled="stage1" in shown,
     )
 
 

@@ -149,6 +149,7 @@ model.json has the whole config.
 def main() -> None:
     sharding.start_hosts()
     config, workdir = CONFIG.value, Path(WORKDIR.value)
+    read_metadata(workdir / "features")  # a mistyped folder is not made
     if jax.process_index() == 0:
         workfolder.claim(workdir, config, ("seed", "models", "train"))
     train(config, workdir)

@@ -92,9 +92,9 @@ def load_export(folder: str | Path, template: Any) -> Any:
 def read_model(folder: str | Path) -> dict[str, Any]:
     """model.json of an export; raises UserError where the folder is none."""
     path = Path(folder) / "model.json"
-    if not path.is_file():
+    if not path.is_file() or not (Path(folder) / "params").is_dir():
         raise UserError(
-            f"{folder} is no exported aligner (no model.json). Give the export/ folder of a work "
-            "folder in which train.py has finished."
+            f"{folder} is no exported aligner (no model.json, or no params/). Give the export/ "
+            "folder of a work folder in which train.py has finished."
         )
     return json.loads(path.read_text())

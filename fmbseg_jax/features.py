@@ -176,8 +176,9 @@ def _patches(module: encoders.VisionEncoder, params: Any, pixels: Array) -> Floa
 
 
 def main() -> None:
-    config = CONFIG.value
-    write_features(config, workfolder.claim(WORKDIR.value, config, ("models", "features")))
+    config, workdir = CONFIG.value, Path(WORKDIR.value)
+    read_metadata(workdir / "pseudo_labels")  # a mistyped folder is not made
+    write_features(config, workfolder.claim(workdir, config, ("models", "features")))
 
 
 if __name__ == "__main__":

@@ -68,11 +68,21 @@ def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 
 def legend(
-    words: Sequence[str], width: int, present: Sequence[int] | None = None, size: int = 15
+    words: Sequence[str],
+    width: int,
+    present: Sequence[int] | None = None,
+    size: int = 15,
+    unlabelled: bool = False,
 ) -> np.ndarray:
-    """uint8 [h, width, 3]: a swatch and the name of each word in `present` (default: all)."""
-    indices = range(len(words)) if present is None else present
-    colours = palette(len(words))
+    """uint8 [h, width, 3]: a swatch and the name of each word in `present` (default: all).
+
+    With `unlabelled` a last swatch says "no word".
+    """
+    indices = list(range(len(words)) if present is None else present)
+    colours = np.vstack([palette(len(words)), np.asarray([_UNLABELLED], np.uint8)])
+    if unlabelled:
+        indices.append(len(words))
+    words = [*words, "no word"]
     letters = font(size)
     entries, x, y = [], 0, 0
     for i in indices:
@@ -98,6 +108,7 @@ def contact_sheet(
     title: str = "",
     subtitle: str = "",
     tile: int = 192,
+    unlabelled: bool = False,
 ) -> np.ndarray:
     """Pictures in a grid under column headings, with a legend of the words below.
 
@@ -105,13 +116,14 @@ def contact_sheet(
       columns: the heading of each column.
       rows: one list of uint8 [H, W, 3] pictures for each row, as many as there are columns.
       tile: side of the square that each picture is fitted into, in pixels.
+      unlabelled: whether the legend has a colour for "no word".
 
     Returns:
       uint8 [h, w, 3].
     """
     margin, gap = 28, 8
     width = 2 * margin + len(columns) * (tile + gap) - gap
-    words_below = legend(words, width - 2 * margin)
+    words_below = legend(words, width - 2 * margin, unlabelled=unlabelled)
     head = (44 if title else 0) + (26 if subtitle else 0) + 32
     height = margin + head + len(rows) * (tile + gap) + 12 + len(words_below) + margin // 2
     sheet = Image.new("RGB", (width, height), _PAPER)

@@ -21,6 +21,7 @@ from fmbseg_jax.errors import UserError
 from fmbseg_jax.segmenter import Segmenter, load
 
 _SHEET_ROWS = 8
+_EXAMPLE = (__doc__ or "").split("\n\n")[1]
 
 
 def segment_images(
@@ -28,8 +29,8 @@ def segment_images(
 ) -> dict[str, str]:
     """Segments every image under `folder`; returns the reasons of those that cannot be read."""
     names = images.find_images(folder)
-    _claim(out, segmenter, words, folder)
     pngs = images.png_names(names)
+    _claim(out, segmenter, words, folder)
     outputs = {name: (out / "labels" / png, out / "overlays" / png) for name, png in pngs.items()}
     todo = [name for name in names if not all(path.exists() for path in outputs[name])]
     skipped: dict[str, str] = {}
@@ -95,7 +96,7 @@ def _write_sheet(
 def main() -> None:
     for name in ("model", "images", "words", "out"):
         if not FLAGS[name].value:
-            raise UserError(f"--{name} is missing. See --help for an example.")
+            raise UserError(f"--{name} is missing. For example:\n{_EXAMPLE}")
     words = vocabulary.parse_words(FLAGS.words)
     images.find_images(FLAGS.images)  # before the model is loaded
     segmenter = load(FLAGS.model, vision=FLAGS.vision, clip=FLAGS.clip)
@@ -103,7 +104,9 @@ def main() -> None:
     skipped = segment_images(segmenter, Path(FLAGS.images), words, out, strict=FLAGS.strict)
     for name, reason in skipped.items():
         print(f"skipped {name}: {reason}")
-    print(f"Label maps, overlays and contact_sheet.png are in {out}; {len(skipped)} files skipped.")
+    if len(skipped) == len(images.find_images(FLAGS.images)):
+        raise UserError(f"None of the images in {FLAGS.images} can be read.")
+    print(f"Label maps, overlays and contact_sheet.png are in {out}; skipped: {len(skipped)}.")
 
 
 if __name__ == "__main__":

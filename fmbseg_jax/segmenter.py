@@ -52,9 +52,9 @@ class Segmenter:
         """
         self.model = checkpoint.read_model(export)
         self._eval = protocol or _protocol(self.model["config"])
-        vision = _same_weights(self.model["vision"], vision)
+        vision = _same_weights(self.model, "vision", vision)
         self._vision, self._vision_params = encoders.load_vision(vision)
-        self._text = text_features(_same_weights(self.model["clip"], clip))
+        self._text = text_features(_same_weights(self.model, "clip", clip))
         patch = self._vision.spec.patch
         if self._eval.window % patch:
             raise UserError(
@@ -137,14 +137,21 @@ def _protocol(leaves: dict[str, Any]) -> config_lib.Eval:
     return config_lib.unflatten(ours).eval
 
 
-def _same_weights(encoder: dict[str, str], source: str) -> str:
-    """Where the encoder is; raises UserError where another one is there."""
-    source = source or encoder["source"]
-    found = weights.content_hash(source)
-    if found != encoder["hash"]:
+def _same_weights(model: dict[str, Any], name: str, source: str) -> str:
+    """Where the encoder "vision" or "clip" is; raises UserError where it is not, or is another."""
+    trained = model[name]
+    source = source or trained["source"]
+    try:
+        found = weights.content_hash(source)
+    except UserError as error:
         raise UserError(
-            f"The aligner was trained with other weights than those of {source} (hash "
-            f"{encoder['hash']}, here {found}). Give those weights, or train again."
+            f"The {name} encoder that this aligner was trained with was at {trained['source']}. "
+            f"Give the place where it is now: --{name}=FOLDER (in Python {name}=...).\n{error}"
+        ) from None
+    if found != trained["hash"]:
+        raise UserError(
+            f"The {name} encoder at {source} has other weights than the aligner was trained with "
+            f"(hash {found}, then {trained['hash']}). Give those, --{name}=FOLDER, or train again."
         )
     return source
 

@@ -45,7 +45,8 @@ def read_words(path: str | Path) -> tuple[str, ...]:
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"No word list at {path}. Write a text file with one word or phrase a line."
+            f"No word list at {path}. Write a text file with one word or phrase a line, or give "
+            "the words themselves, separated by commas."
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -60,7 +61,7 @@ def parse_words(argument: str) -> tuple[str, ...]:
     """Words as given on a command line: the path of a word list, or `sky,grass,sail boat`."""
     if Path(argument).is_file():
         return read_words(argument)
-    if argument.endswith(".txt") or "/" in argument:
+    if argument.endswith(".txt") or ("/" in argument and "," not in argument):
         return read_words(argument)  # meant as a path: say that it is not there
     return check_words(argument.split(","), "the list of words")
 

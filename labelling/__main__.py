@@ -126,7 +126,7 @@ def write_shards(
     dataset: Dataset, missing: Sequence[int], label: Callable[[str], PseudoLabel]
 ) -> None:
     """Makes the missing shards, one after the other, under a progress bar."""
-    done = dataset.counts()
+    done = dataset.counts(apart_from=missing)
     with tqdm(total=len(dataset.names), initial=done.images, unit="image") as bar:
 
         def show(counts: Counts) -> None:
@@ -154,6 +154,8 @@ def print_summary(config: Config, dataset: Dataset) -> None:
     )
     if counts.skipped:
         print(f"skipped (all in {dataset.folder / 'skipped.tsv'}):\n{counts.reasons()}")
+        if shards := " ".join(str(path) for path in dataset.with_skipped()):
+            print(f"To label them once they are mended, delete {shards} and run again.")
 
 
 def _check_models(config: Config) -> None:

@@ -57,12 +57,19 @@ class Dataset:
         return self.folder / shard_name(name, "train", shard, self.num_shards)
 
     def missing(self) -> list[int]:
-        """The shards that are still to be made."""
-        return [
-            shard
-            for shard in range(self.num_shards)
-            if not (self.path(shard).exists() and self._counts_path(shard).exists())
-        ]
+        """The shards that are still to be made, or in which nothing could be read."""
+        done = self._written()
+        return [s for s in range(self.num_shards) if s not in done or not done[s].records]
+
+    def with_skipped(self) -> list[Path]:
+        """The shards that images were left out of, where others could be read."""
+        done = self._written().items()
+        return [self.path(s) for s, counts in done if counts.skipped and counts.records]
+
+    def _written(self) -> dict[int, Counts]:
+        """The counts of the shards that are there, whole."""
+        shards = [s for s in range(self.num_shards) if self.path(s).exists()]
+        return {s: self._read_counts(s) for s in shards if self._counts_path(s).exists()}
 
     def write(
         self,
@@ -104,10 +111,10 @@ class Dataset:
             ) from None
         return counts
 
-    def counts(self) -> Counts:
-        """Sums over all shards that are done, by whatever run."""
-        done = sorted(set(range(self.num_shards)) - set(self.missing()))
-        return sum((self._read_counts(shard) for shard in done), Counts())
+    def counts(self, apart_from: Sequence[int] = ()) -> Counts:
+        """Sums over all shards that are there, by whatever run."""
+        written = self._written().items()
+        return sum((counts for s, counts in written if s not in apart_from), Counts())
 
     @property
     def finished(self) -> bool:

@@ -17,10 +17,10 @@ from labelling.stage1 import Labeller
 
 
 def check(config: Config) -> None:
-    """Raises UserError where a model or device is not there; loads nothing."""
-    hub.locate(config.models.clip)
-    sam_checkpoint.locate(config.models.sam)
+    """Raises UserError where a device or model is not there or cannot be read; loads nothing."""
     pick_device(config.label.device)
+    sam_checkpoint.read(config.models.sam)
+    hub.locate(config.models.clip)  # the last: it may take a download
 
 
 def load(config: Config, words: Sequence[str], identity: Path) -> Labeller:

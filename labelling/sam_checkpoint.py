@@ -22,7 +22,7 @@ _modeling = segment_anything.modeling
 
 def load(path: str | Path, device: str = "cpu") -> Any:
     """Reads a state dict as Meta publishes it (float32 or float16) into a float32 model."""
-    tensors = _read(locate(path))
+    tensors = read(path)
     try:
         with torch.device("meta"):  # no memory, and no time spent on random initial values
             model = build(tensors)
@@ -118,12 +118,16 @@ def locate(path: str | Path) -> Path:
     return Path(path)
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def read(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint file by name; raises UserError where it is none."""
+    path = locate(path)
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is no SAM checkpoint: torch cannot read it ({reason}).") from None
+        raise UserError(
+            f"{path} is no SAM checkpoint: torch cannot read it ({type(error).__name__}). It has "
+            f"{path.stat().st_size:,} bytes, SAM ViT-B 375 million: fetch it again."
+        ) from None
     if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()):
         raise UserError(f"{path} is no SAM checkpoint: expected a dict of tensors by name.")
     return tensors

@@ -213,6 +213,9 @@ def test_nothing_but_damaged_images(world):
     (world / "bad" / "a.jpg").write_text("hello")
     code, message = label(world, f"--images={world}/bad")
     assert code == 1 and "None of the images can be read:\n  a.jpg cannot be read" in message
+    shutil.copy(world / "images" / "0.png", world / "bad" / "a.jpg")  # mended
+    assert label(world, f"--images={world}/bad") == (0, "")
+    assert len(records(world)) == 1
 
 
 # Any interruption

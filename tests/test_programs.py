@@ -202,7 +202,7 @@ def test_segmenting_a_folder(done, photos, tmp_path):
     output = run(*command).stdout
     assert "skipped broken.jpg: cannot be read" in output
     assert "skipped empty.png: cannot be read" in output
-    assert "2 files skipped" in output
+    assert "skipped: 2." in output
     for name, shape in {
         "a": (40, 60),
         "sub/grey": (40, 60),
@@ -244,6 +244,10 @@ def test_segment_errors(done, photos, tmp_path):
     assert "'Sky', is word 1 again" in error(words="sky,Sky")
     assert "No word list at" in error(words=tmp_path / "no.txt")
     assert "No images in" in error(images=tmp_path / "none")
+    assert "is a file; give the folder that it is in" in error(images=photos / "a.png")
+    (tmp_path / "none" / "note.jpg").write_text("no image")
+    assert "None of the images" in error(images=tmp_path / "none", out=tmp_path / "p")
+    assert "separated by commas" in error(words="car/truck")
     assert "is no exported aligner" in error(model=tmp_path)
     assert "would be taken for images" in error(out=photos / "sub" / "out")
     Image.new("RGB", (9, 9)).save(photos / "a.bmp")
@@ -272,7 +276,8 @@ def test_program_errors(world, tmp_path):
     assert "Did you mean 'epochs'?" in output
     assert "config.train.epoch = 3" in output
     (tmp_path / "w").write_text("a file where the folder should be")
-    assert "Cannot make the work folder" in error()
+    blocked = run("evaluate.py", *world.flags, f"--workdir={tmp_path / 'w'}", check=False)
+    assert "Cannot make the work folder" in blocked.stdout
 
 
 def test_help_shows_an_example():

@@ -183,11 +183,15 @@ def dataset_name(kind: type) -> str:
     return {PseudoLabel: "pseudo_labels", PatchFeatures: "patch_features"}[kind]
 
 
+_MADE_BY = {"pseudo_labels": "labelling", "features": "fmbseg_jax.features"}
+
+
 def read_metadata(folder: str | Path) -> dict[str, Any]:
     """What `write_metadata` was given as `metadata`; raises where the dataset is not finished."""
     if not (Path(folder) / "dataset_info.json").is_file():
         raise UserError(
-            f"{folder} holds no finished dataset (no dataset_info.json). "
-            "Run the stage that writes it to its end."
+            f"{folder} holds no finished dataset (no dataset_info.json). Run the stage that writes "
+            f"it to its end: python -m {_MADE_BY.get(Path(folder).name, 'labelling')} with the same "
+            "--config and --workdir."
         )
     return dict(tfds.builder_from_directory(str(folder)).info.metadata)

@@ -25,6 +25,8 @@ class ImageError(UserError):
 def find_images(folder: str | Path) -> list[str]:
     """Paths of all images under `folder`, relative to it, with forward slashes, sorted."""
     folder = Path(folder)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give the folder that it is in.")
     if not folder.is_dir():
         raise UserError(f"No folder of images at {folder}. Give the path of an existing folder.")
     names = sorted(
