@@ -2,8 +2,9 @@
 
     python train.py --config=configs/toy.py --workdir=work/toy
 
-Reads WORKDIR/features; writes WORKDIR/checkpoints, WORKDIR/metrics and, at the end, WORKDIR/export.
-Run again to continue from the last checkpoint, with the same batches as if never stopped.
+Reads WORKDIR/features (WORKDIR/pseudo_labels, if train.features is "online"); writes
+WORKDIR/checkpoints, WORKDIR/metrics and, at the end, WORKDIR/export. Run again to continue from the
+last checkpoint, with the same batches as if never stopped.
 """
 
 from __future__ import annotations
@@ -18,55 +19,55 @@ import jax
 import fmbseg_jax
 from fmbseg_jax import checkpoint, logs, program, sharding, training, workfolder
 from fmbseg_jax.config import Config, flatten, resolve
-from fmbseg_jax.data.example import decode_patch_features, read_metadata
+from fmbseg_jax.data.example import read_metadata
 from fmbseg_jax.data.pipeline import TrainBatches
-from fmbseg_jax.data.tfrecord import RecordSource, find_shards
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import aligner as aligners
 from fmbseg_jax.models import weights
 from fmbseg_jax.text import text_features
+from fmbseg_jax.training_data import open_cached, open_online
 
 
 def train(config: Config, workdir: Path) -> None:
     """Trains the aligner on WORKDIR/features and exports it to WORKDIR/export."""
     mesh = sharding.data_mesh()
-    metadata = read_metadata(workdir / "features")
-    records = RecordSource(find_shards(workdir / "features"))
-    if not len(records):
-        raise UserError(f"{workdir / 'features'} holds no image. See the summary of the labelling.")
+    online = config.train.features == "online"
+    data = open_online(config, workdir) if online else open_cached(workdir)
     text = text_features(config.models.clip)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
     if jax.process_index() == 0:
         workfolder.remember(
             workdir / "checkpoints" / "made_from.json",
-            {"features": records.digest, "clip": weights.content_hash(config.models.clip)},
+            {"features": data.digest, "clip": weights.content_hash(config.models.clip)},
             "Delete that folder to train afresh, or give another --workdir.",
         )
-    template = metadata["config"].get("label.template", config.label.template)
-    prototypes = sharding.replicate(mesh, text(metadata["words"], template))
+    template = data.metadata["config"].get("label.template", config.label.template)
+    prototypes = sharding.replicate(mesh, text(data.metadata["words"], template))
 
     batches = TrainBatches(
-        records,
+        data.count,
+        data.read,
         seed=config.seed,
         batch_size=config.train.batch_size,
         epochs=config.train.epochs,
         multiple=mesh.size,
         process=(jax.process_index(), jax.process_count()),
     )
-    width = decode_patch_features(records[0]).patches.shape[1]
     described: dict[str, Any] = {
         "kind": config.train.aligner, "output": text.width,
         "mlp_ratio": config.train.mlp_ratio, "heads": config.train.heads,
     }  # fmt: skip
     objective = training.Objective(
         aligner=aligners.create(**described),
+        encoder=data.encoder.module if data.encoder else None,
         optimizer=training.optimizer(config.train, batches.steps),
         loss=config.train.loss,
         temperature=config.train.temperature,
         text_weight=config.train.text_weight,
         balanced=config.train.balanced,
     )
-    state = sharding.replicate(mesh, training.create_state(objective, config.seed, width))
+    state = sharding.replicate(mesh, training.create_state(objective, config.seed, data.width))
+    frozen = sharding.replicate(mesh, data.encoder.params if data.encoder else {})
     iterator = iter(batches)
     state = checkpoints.restore(state, iterator)
     first = int(state.step)
@@ -77,7 +78,9 @@ def train(config: Config, workdir: Path) -> None:
     ):
         for step in range(first + 1, batches.steps + 1):
             batch = sharding.distribute(mesh, next(iterator))
-            state, metrics = training.train_step(state, batch, prototypes, objective=objective)
+            state, metrics = training.train_step(
+                state, batch, prototypes, frozen, objective=objective
+            )
             bar.update()
             if step % config.train.log_every == 0 or step == batches.steps:
                 values = {name: float(value) for name, value in metrics.items()}
@@ -91,7 +94,7 @@ def train(config: Config, workdir: Path) -> None:
             if step % config.train.checkpoint_every == 0 or step == batches.steps:
                 checkpoints.save(step, state, iterator)
     checkpoints.close()
-    export(config, workdir, state, {"aligner": described, "images": len(records), **metadata})
+    export(config, workdir, state, {"aligner": described, "images": data.count, **data.metadata})
 
 
 def export(config: Config, workdir: Path, state: training.TrainState, made: dict[str, Any]) -> None:
@@ -149,9 +152,11 @@ model.json has the whole config.
 def main() -> None:
     sharding.start_hosts()
     config, workdir = CONFIG.value, Path(WORKDIR.value)
-    read_metadata(workdir / "features")  # a mistyped folder is not made
+    online = config.train.features == "online"
+    read_metadata(workdir / ("pseudo_labels" if online else "features"))  # no folder is made yet
     if jax.process_index() == 0:
-        workfolder.claim(workdir, config, ("seed", "models", "train"))
+        used = ("seed", "models", "train", "features") if online else ("seed", "models", "train")
+        workfolder.claim(workdir, config, used)
     train(config, workdir)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmbseg_jax.errors import UserError
@@ -31,6 +32,17 @@ def start_hosts() -> None:
 def data_mesh() -> Mesh:
     """All devices in one axis, `data`."""
     return Mesh(np.asarray(jax.devices()), ("data",))
+
+
+def local_mesh() -> Mesh:
+    """The devices of this host in one axis, `data`."""
+    return Mesh(np.asarray(jax.local_devices()), ("data",))
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:

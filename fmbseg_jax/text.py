@@ -3,51 +3,105 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import io
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmbseg_jax.models import encoders
+from fmbseg_jax.data.images import write_atomically
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.models import encoders, weights
 from fmbseg_jax.models.aligner import unit
-from fmbseg_jax.vocabulary import TEMPLATE, prompts
+from fmbseg_jax.vocabulary import TEMPLATE, prompts, synonyms
 
 _BATCH = 32  # sentences encoded at once
 _ROUND = 8  # lengths are rounded up to a multiple, so that few shapes are compiled
 
 
 class TextFeatures:
-    """CLIP's text tower, ready to turn words into features; remembers what it has encoded."""
+    """CLIP's text tower, ready to turn words into features.
+
+    Features are kept in memory, and on disk by the hash of the weights and of the sentence, in
+    $FMBSEG_CACHE or ~/.cache/fmbseg_jax. The tower is loaded when a sentence is new.
+    """
 
     def __init__(self, source: str):
-        self.module, self._params, self._tokenizer = encoders.load_text(source)
-        self._encode = jax.jit(lambda params, ids: unit(self.module.apply({"params": params}, ids)))
-        self._known: dict[tuple[str, str], np.ndarray] = {}
+        self._source = source
+        self._folder = _cache_folder() / "text" / weights.content_hash(source)
+        self._known: dict[str, np.ndarray] = {}
 
-    @property
+    @functools.cached_property
     def width(self) -> int:
         """D, width of the text space."""
-        return self.module.spec.output
+        return encoders.text_spec(self._source).output
 
     def __call__(self, words: Sequence[str], template: str = TEMPLATE) -> np.ndarray:
-        """Unit features float32 [K, D] of the words, each put into the template."""
-        new = [word for word in dict.fromkeys(words) if (word, template) not in self._known]
+        """Unit features float32 [K, D] of the words, each put into the template.
+
+        A word with synonyms, `sofa;couch`, gets the mean of their features, at unit length again.
+        """
+        sentences = [prompts(synonyms(word), template) for word in words]
+        wanted = dict.fromkeys(sum(sentences, []))
+        new = [sentence for sentence in wanted if not self._remembered(sentence)]
         for start in range(0, len(new), _BATCH):
             batch = new[start : start + _BATCH]
-            for word, feature in zip(batch, self._features(batch, template), strict=True):
-                self._known[word, template] = feature
-        return np.stack([self._known[word, template] for word in words])
+            for sentence, feature in zip(batch, self._encode(batch), strict=True):
+                self._remember(sentence, feature)
+        means = [np.mean([self._known[one] for one in some], axis=0) for some in sentences]
+        return np.stack([mean / np.linalg.norm(mean) for mean in means]).astype(np.float32)
 
-    def _features(self, words: Sequence[str], template: str) -> np.ndarray:
-        sentences = prompts(words, template)
-        ids = self._tokenizer(sentences, truncation=True, max_length=self.module.spec.length)
-        longest = max(len(row) for row in ids["input_ids"])
-        length = min(-(-longest // _ROUND) * _ROUND, self.module.spec.length)
-        padded = np.full((_BATCH, length), self.module.spec.end, np.int32)
-        for i, row in enumerate(ids["input_ids"]):
+    @functools.cached_property
+    def _tower(self) -> tuple[encoders.TextEncoder, Any, Any, Any]:
+        module, params, tokenizer = encoders.load_text(self._source)
+        apply = jax.jit(lambda params, ids: unit(module.apply({"params": params}, ids)))
+        return module, params, tokenizer, apply
+
+    def _encode(self, sentences: Sequence[str]) -> np.ndarray:
+        module, params, tokenizer, apply = self._tower
+        rows = tokenizer(list(sentences))["input_ids"]
+        longest = max(rows, key=len)
+        if len(longest) > module.spec.length:
+            raise UserError(
+                f"{sentences[rows.index(longest)]!r} has {len(longest)} tokens; CLIP reads "
+                f"{module.spec.length}. Shorten the word."
+            )
+        length = min(-(-len(longest) // _ROUND) * _ROUND, module.spec.length)
+        padded = np.full((_BATCH, length), module.spec.end, np.int32)
+        for i, row in enumerate(rows):
             padded[i, : len(row)] = row
-        return np.asarray(self._encode(self._params, jnp.asarray(padded)))[: len(words)]
+        return np.asarray(apply(params, jnp.asarray(padded)))[: len(rows)]
+
+    def _path(self, sentence: str) -> Path:
+        return self._folder / f"{hashlib.sha256(sentence.encode()).hexdigest()[:32]}.npy"
+
+    def _remembered(self, sentence: str) -> bool:
+        """Whether the feature is in memory, after a look at the disk."""
+        if sentence not in self._known:
+            try:
+                self._known[sentence] = np.load(self._path(sentence))
+            except (OSError, ValueError, EOFError):  # not there, or damaged: made again
+                return False
+        return True
+
+    def _remember(self, sentence: str, feature: np.ndarray) -> None:
+        self._known[sentence] = feature
+        buffer = io.BytesIO()
+        np.save(buffer, feature)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path(sentence), buffer.getvalue())
+        except OSError:
+            pass  # a cache that cannot be written costs time, not results
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("FMBSEG_CACHE") or Path.home() / ".cache" / "fmbseg_jax")
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from jax import Array
 
 from fmbseg_jax import losses
 from fmbseg_jax.config import Train
+from fmbseg_jax.patches import encode
 from fmbseg_jax.similarity import similarities
 from fmbseg_jax.vocabulary import IGNORE
 
@@ -32,6 +33,8 @@ class Objective(NamedTuple):
     """What a step minimises, and how; hashable, so that jit compiles it in."""
 
     aligner: nn.Module
+    encoder: nn.Module | None
+    """The frozen encoder, where batches hold pixels."""
     optimizer: optax.GradientTransformation
     loss: str
     temperature: float
@@ -72,21 +75,26 @@ def create_state(objective: Objective, seed: int, width: int) -> TrainState:
 
 @functools.partial(jax.jit, static_argnames="objective", donate_argnames="state")
 def train_step(
-    state: TrainState, batch: dict[str, Array], text: Array, *, objective: Objective
+    state: TrainState, batch: dict[str, Array], text: Array, frozen: Any, *, objective: Objective
 ) -> tuple[TrainState, dict[str, Array]]:
     """One step of gradient descent on the loss over the global batch.
 
     Args:
-      batch: patches [b, n, d] and labels int32 [b, n], both split over the devices.
+      batch: labels int32 [b, n], and patches [b, n, d] or pixels uint8 [b, H, W, 3], split over the
+        devices.
       text: unit features [K, D].
+      frozen: params of the encoder; {} where there is none.
 
     Returns:
       The next state, and scalars: loss, accuracy over labelled patches, gradient norm.
     """
     labels = batch["labels"].reshape(-1)
+    if objective.encoder is None:
+        patches = batch["patches"].astype(jnp.float32)
+    else:
+        patches = encode(objective.encoder, frozen, batch["pixels"])
 
     def loss_of(params: Any) -> tuple[Array, Array]:
-        patches = batch["patches"].astype(jnp.float32)
         aligned = objective.aligner.apply({"params": params}, patches)
         aligned = aligned.reshape(-1, aligned.shape[-1])
         value = losses.LOSSES[objective.loss](

@@ -18,7 +18,7 @@ TEMPLATE = "a photo of a {}."
 def check_words(words: Iterable[str], source: str = "the word list") -> tuple[str, ...]:
     """Strips the words and returns them; raises UserError where they are not a vocabulary."""
     cleaned = tuple(re.sub(r"\s+", " ", word).strip() for word in words)
-    faults = [f"word {i + 1} is empty" for i, word in enumerate(cleaned) if not word]
+    faults = [f"word {i + 1} is empty" for i, word in enumerate(cleaned) if not synonyms(word)]
     first: dict[str, int] = {}
     for i, word in enumerate(cleaned):
         j = first.setdefault(word.lower(), i)
@@ -37,7 +37,7 @@ def check_words(words: Iterable[str], source: str = "the word list") -> tuple[st
 
 
 def read_words(path: str | Path) -> tuple[str, ...]:
-    """Reads a word list: a text file (UTF-8) with one word or phrase a line.
+    """Reads a word list: a text file (UTF-8) with one word or phrase a line, or `sofa;couch`.
 
     Blank lines at the end are passed over; one in between is an error, since a lost line would
     shift every label after it.
@@ -64,6 +64,11 @@ def parse_words(argument: str) -> tuple[str, ...]:
     if argument.endswith(".txt") or ("/" in argument and "," not in argument):
         return read_words(argument)  # meant as a path: say that it is not there
     return check_words(argument.split(","), "the list of words")
+
+
+def synonyms(word: str) -> tuple[str, ...]:
+    """The names of a class: `sofa;couch` has two, most words one."""
+    return tuple(name.strip() for name in word.split(";") if name.strip())
 
 
 def prompts(words: Sequence[str], template: str = TEMPLATE) -> list[str]:

@@ -16,8 +16,8 @@ from fmbseg_jax.errors import UserError
 
 # Changing these changes speed, memory or where a thing lies, never a result.
 _FREE = {
-    "label.device", "label.sam.points_per_batch", "features.batch_size", "train.log_every",
-    "train.checkpoint_every",
+    "label.device", "label.sam.points_per_batch", "features.batch_size", "features.threads",
+    "train.log_every", "train.checkpoint_every",
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from fmbseg_jax import hub
 from fmbseg_jax.data import images
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.vocabulary import prompts
+from fmbseg_jax.vocabulary import prompts, synonyms
 
 _CROPS_AT_ONCE = 64
 """Memory and speed, not results."""
@@ -41,12 +41,14 @@ class Clip:
 
     @torch.inference_mode()
     def text(self, words: Sequence[str], template: str) -> torch.Tensor:
-        """Text features of the words in the template: [K, D]."""
+        """Text features of the words in the template: [K, D]; of synonyms, their mean."""
+        names = [synonyms(word) for word in words]
         features = [
             self.model.text_projection(self.model.text_model(input_ids=ids).pooler_output)
-            for ids in self._token_ids(words, template)
+            for ids in self._token_ids([name for some in names for name in some], template)
         ]
-        return normalize(torch.cat(features), dim=-1)
+        by_word = normalize(torch.cat(features), dim=-1).split([len(some) for some in names])
+        return normalize(torch.stack([some.mean(0) for some in by_word]), dim=-1)
 
     @torch.inference_mode()
     def crops(

@@ -69,18 +69,6 @@ def test_the_tanh_gelu_shows(dinov2, monkeypatch):
     assert dinov2_error(*dinov2, (1, 70, 70, 3)) > 1e-5
 
 
-def test_position_embeddings_are_resized_as_torch_does():
-    table = np.random.default_rng(1).normal(size=(37 * 37, 5)).astype(np.float32)
-    for grid in [(32, 32), (24, 50), (37, 38)]:
-        ours = encoders.resize_positions(jnp.asarray(table), grid)
-        square = torch.from_numpy(table.reshape(1, 37, 37, 5)).permute(0, 3, 1, 2)
-        theirs = torch.nn.functional.interpolate(square, size=grid, mode="bicubic")
-        # One unit in the last place of a sample point is 4e-6 of a patch.
-        np.testing.assert_allclose(
-            ours, theirs.permute(0, 2, 3, 1).reshape(-1, 5).numpy(), atol=1e-5
-        )
-
-
 def test_clip_text_equals_hugging_face(clip):
     folder, model = clip
     words = ["sky", "sail boat", "Straße", "a much longer phrase, with a comma"]
@@ -95,10 +83,42 @@ def test_clip_text_equals_hugging_face(clip):
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, rtol=1e-6)
 
 
-def test_text_features_remember_their_words(clip):
+def test_text_features_remember_their_words(clip, monkeypatch, tmp_path):
+    monkeypatch.setenv("FMBSEG_CACHE", str(tmp_path))
     features = TextFeatures(str(clip[0]))
     both = features(["sky", "grass"])
     np.testing.assert_array_equal(features(["grass", "sky"]), both[::-1])
+    assert len(list(tmp_path.rglob("*.npy"))) == 2
+    monkeypatch.setattr(encoders, "load_text", None)  # another process: the tower is not needed
+    np.testing.assert_array_equal(TextFeatures(str(clip[0]))(["sky", "grass"]), both)
+    for path in tmp_path.rglob("*.npy"):
+        path.write_bytes(path.read_bytes()[:70])
+    with pytest.raises(TypeError):  # damaged: it would be encoded again
+        TextFeatures(str(clip[0]))(["sky"])
+
+
+def test_features_of_other_weights_are_not_taken(clip, tmp_path, monkeypatch):
+    monkeypatch.setenv("FMBSEG_CACHE", str(tmp_path / "cache"))
+    first = TextFeatures(str(clip[0]))(["sky"])
+    other = save_clip(tmp_path / "other", depth=1)
+    assert other.config.text_config.num_hidden_layers == 1
+    assert np.abs(TextFeatures(str(tmp_path / "other"))(["sky"]) - first).max() > 1e-2
+
+
+def test_synonyms_share_one_feature(clip):
+    from labelling.clip import Clip
+
+    features = TextFeatures(str(clip[0]))
+    sofa, couch, both = features(["sofa", "couch", "sofa; couch"])
+    mean = (sofa + couch) / 2
+    np.testing.assert_allclose(both, mean / np.linalg.norm(mean), atol=1e-6)
+    theirs = Clip(str(clip[0])).text(["sky", "sofa; couch"], "a photo of a {}.")
+    np.testing.assert_allclose(theirs[1].numpy(), both, atol=1e-5)
+
+
+def test_a_word_too_long_is_refused(clip):
+    with pytest.raises(UserError, match="tokens; CLIP reads 77. Shorten the word."):
+        TextFeatures(str(clip[0]))(["far " * 80])
 
 
 def test_half_precision_files_load(dinov2, tmp_path):
@@ -150,7 +170,7 @@ def test_models_that_are_not_there_or_not_the_kind(clip, dinov2, tmp_path, monke
         encoders.load_vision("no/such/folder")
     with pytest.raises(UserError, match="hf download nobody/nothing"):
         encoders.load_vision("nobody/nothing")
-    with pytest.raises(UserError, match="the vision encoder is a DINOv2"):
+    with pytest.raises(UserError, match="the vision encoder is one of dinov2"):
         encoders.load_vision(str(clip[0]))
     with pytest.raises(UserError, match="words need a CLIP"):
         encoders.load_text(str(dinov2[0]))

@@ -1,17 +1,19 @@
 """Patch labels, and the program that writes patch features."""
 
 import dataclasses
+import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import run
+from conftest import ROOT, run
 
-from fmbseg_jax import features
+from fmbseg_jax import patches
 from fmbseg_jax.data import example, images, tfrecord
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
+from toyworld import scenes
 
 
 def test_a_patch_takes_the_label_of_most_of_its_labelled_pixels():
@@ -25,7 +27,7 @@ def test_a_patch_takes_the_label_of_most_of_its_labelled_pixels():
         "tie": ([[7, 2], [2, 7]], 2),
     }
     labels = np.concatenate([np.asarray(cell, np.uint16) for cell, _ in cases.values()], axis=1)
-    ours = features.patch_labels(labels, (1, len(cases)), 8)
+    ours = patches.patch_labels(labels, (1, len(cases)), 8)
     assert dict(zip(cases, ours[0], strict=True)) == {name: e for name, (_, e) in cases.items()}
     assert ours.dtype == np.uint16
 
@@ -34,7 +36,7 @@ def test_patch_labels_equal_a_loop():
     random = np.random.default_rng(0)
     labels = random.integers(0, 4, (40, 24)).astype(np.uint16)
     labels[random.random(labels.shape) < 0.4] = IGNORE
-    ours = features.patch_labels(labels, (5, 3), 4)
+    ours = patches.patch_labels(labels, (5, 3), 4)
     for y in range(5):
         for x in range(3):
             cell = labels[8 * y : 8 * y + 8, 8 * x : 8 * x + 8].ravel()
@@ -42,7 +44,7 @@ def test_patch_labels_equal_a_loop():
             expected = np.bincount(kept).argmax() if len(kept) * 2 >= len(cell) else IGNORE
             assert ours[y, x] == expected
     with pytest.raises(UserError, match="word 3, of 3 words"):
-        features.patch_labels(labels, (5, 3), 3)
+        patches.patch_labels(labels, (5, 3), 3)
 
 
 def records(folder):
@@ -58,19 +60,17 @@ def test_the_features_are_the_encoders(with_features, world):
     assert len(inputs) == len(outputs) == 10
     for i in range(10):
         label = example.decode_pseudo_label(inputs[i])
-        patches = example.decode_patch_features(outputs[i])
+        made = example.decode_patch_features(outputs[i])
         pixels = images.resize(images.decode(label.image), (70, 70))
         normal = images.normalise(pixels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         with torch.no_grad():
             batch = torch.from_numpy(normal.transpose(2, 0, 1)[None].astype(np.float32))
             expected = model(batch).last_hidden_state[0, 1:].numpy()
-        assert patches.filename == label.filename
-        assert patches.grid.tolist() == [5, 5]
-        np.testing.assert_allclose(patches.patches, expected, atol=4e-3 * np.abs(expected).max())
+        assert made.filename == label.filename
+        assert made.grid.tolist() == [5, 5]
+        np.testing.assert_allclose(made.patches, expected, atol=4e-3 * np.abs(expected).max())
         square = images.resize_labels(label.labels, (70, 70))
-        np.testing.assert_array_equal(
-            patches.labels, features.patch_labels(square, (5, 5), 16).ravel()
-        )
+        np.testing.assert_array_equal(made.labels, patches.patch_labels(square, (5, 5), 16).ravel())
 
 
 def test_only_missing_shards_are_made(with_features, world):
@@ -121,3 +121,86 @@ def test_errors(with_features, world, tmp_path):
 def _copy(with_features, tmp_path):
     shutil.copytree(with_features / "pseudo_labels", tmp_path / "copy" / "pseudo_labels")
     return tmp_path / "copy"
+
+
+def test_int8_keeps_the_directions():
+    """Cosines between patches before and after: 1 within the 1 % that is promised."""
+    random = np.random.default_rng(0)
+    raw = random.normal(size=(500, 96)) * np.exp(random.normal(size=(500, 1)))
+    raw[:, 3] *= 30  # encoders have a few channels that are far louder than the rest
+    before = example.PatchFeatures(
+        raw.astype(np.float16), np.zeros(500, np.uint16), np.asarray([20, 25], np.int32), "a.png"
+    )
+    record = example.encode(example.quantise(before))
+    after = example.decode_patch_features(record, "int8")
+    a, b = (x.patches.astype(np.float64) for x in (before, after))
+    cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert (1 - cosine).max() < 1e-2
+    assert len(record) < 0.6 * len(example.encode(before))
+    zero = dataclasses.replace(before, patches=np.zeros((500, 96), np.float16))
+    assert not example.restore(example.quantise(zero)).patches.any()
+
+
+def test_int8_features_train(with_features, world, tmp_path):
+    shutil.copytree(with_features / "pseudo_labels", tmp_path / "pseudo_labels")
+    flags = [*world.flags, "--config.features.dtype=int8", f"--workdir={tmp_path}"]
+    output = run("fmbseg_jax.features", *flags).stdout
+    assert "images/s; the device waited for images" in output
+    shards = [tfrecord.find_shards(folder / "features") for folder in (with_features, tmp_path)]
+    size, half = (sum(path.stat().st_size for path in some) for some in shards)
+    assert half < 0.65 * size
+    for ours, theirs in zip(*map(tfrecord.RecordSource, shards), strict=True):
+        a, b = (
+            example.decode_patch_features(ours).patches.astype(np.float64),
+            example.decode_patch_features(theirs, "int8").patches.astype(np.float64),
+        )
+        np.testing.assert_allclose(a, b, atol=np.abs(a).max() / 120)
+    run("train.py", *flags)
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(tmp_path / "features"))
+    assert builder.info.features["patches"].np_dtype == np.int8
+
+
+def test_eight_devices_give_the_features_of_one(with_features, world, tmp_path):
+    """Ten images, batches filled up to eight."""
+    shutil.copytree(with_features / "pseudo_labels", tmp_path / "pseudo_labels")
+    eight = "--xla_force_host_platform_device_count=8"
+    run("fmbseg_jax.features", *world.flags, f"--workdir={tmp_path}", XLA_FLAGS=eight)
+    for ours, theirs in zip(
+        records(with_features / "features"), records(tmp_path / "features"), strict=True
+    ):
+        a, b = (example.decode_patch_features(record) for record in (ours, theirs))
+        assert a.filename == b.filename
+        np.testing.assert_array_equal(a.labels, b.labels)
+        np.testing.assert_allclose(a.patches, b.patches, atol=4e-3 * np.abs(a.patches).max())
+
+
+def test_online_features_train_the_same(with_features, world, tmp_path):
+    """The encoder in the step, and its features from disk: the same losses, up to float16."""
+    losses = {}
+    for kind in ("cached", "online"):
+        workdir = tmp_path / kind
+        shutil.copytree(with_features / "pseudo_labels", workdir / "pseudo_labels")
+        if kind == "cached":
+            shutil.copytree(with_features / "features", workdir / "features")
+        run("train.py", *world.flags, f"--workdir={workdir}", f"--config.train.features={kind}")
+        lines = (workdir / "metrics" / "train.jsonl").read_text().splitlines()
+        losses[kind] = [json.loads(line)["loss"] for line in lines]
+    assert len(losses["cached"]) == len(losses["online"]) > 0
+    np.testing.assert_allclose(losses["online"], losses["cached"], rtol=2e-3)
+    model = json.loads((tmp_path / "online" / "export" / "model.json").read_text())
+    assert model["vision"]["hash"]
+
+
+def test_features_of_another_encoder_train(world, tmp_path):
+    """The script in docs/data.md writes records of its own; the aligner does not care."""
+    text = (ROOT / "docs" / "data.md").read_text()
+    script = text.split("```python\n")[1].split("```")[0]
+    assert len(script.splitlines()) <= 26
+    (tmp_path / "own.py").write_text(script)
+    scenes.write_folder(tmp_path / "scenes", "train", 6)
+    run(tmp_path / "own.py", tmp_path / "scenes", tmp_path / "w" / "features", PYTHONPATH=str(ROOT))
+    flags = [*world.flags, "--config.train.aligner=linear", f"--workdir={tmp_path / 'w'}"]
+    run("train.py", *flags)
+    assert (tmp_path / "w" / "export" / "model.json").exists()

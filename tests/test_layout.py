@@ -10,10 +10,10 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     "errors config vocabulary workfolder program hub figures data.tfrecord data.example "
     "data.images data.label_maps",
-    "models.transformer models.encoders models.weights models.aligner "
-    "losses similarity sliding metrics",
-    "data.pipeline data.benchmarks text sharding checkpoint logs",
-    "training evaluation segmenter",
+    "models.positions models.transformer models.specs models.tables models.encoders "
+    "models.weights models.aligner losses similarity sliding metrics",
+    "data.pipeline data.benchmarks patches text sharding checkpoint logs",
+    "training training_data evaluation segmenter",
     "features segment train evaluate",
 ]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names.split()}
@@ -22,7 +22,7 @@ OWNERS = {
     "grain": {"fmbseg_jax/data/pipeline.py"},
     "orbax": {"fmbseg_jax/checkpoint.py"},
     "safetensors": {"fmbseg_jax/models/weights.py"},
-    "torch": {"labelling", "toyworld"},
+    "torch": {"labelling", "toyworld", "fmbseg_jax/models/weights.py"},
     "segment_anything": {"labelling"},
     "tensorflow": set(),
 }

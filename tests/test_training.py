@@ -30,51 +30,60 @@ def source(tmp_path):
     return tfrecord.RecordSource([path])
 
 
+def batches_of(source, **options):
+    def read(i):
+        features = example.decode_patch_features(source[i])
+        return {"patches": features.patches, "labels": features.labels.astype(np.int32)}
+
+    return TrainBatches(len(source), read, **options)
+
+
 def seen(batches):
     """The images of each batch, by number; fillers left out."""
     return [[int(row[0]) for row in batch["labels"] if row[0] != IGNORE] for batch in batches]
 
 
 def test_every_image_comes_once_in_an_epoch(source):
-    batches = TrainBatches(source, seed=0, batch_size=3, epochs=2)
+    batches = batches_of(source, seed=0, batch_size=3, epochs=2)
     order = seen(batches)
     assert len(order) == batches.steps == 5
     assert [len(batch) for batch in order] == [3, 3, 3, 3, 2]
     flat = sum(order, [])
     assert sorted(flat[:7]) == sorted(flat[7:]) == list(range(7))
     assert flat[:7] != flat[7:]
-    assert order == seen(TrainBatches(source, seed=0, batch_size=3, epochs=2))
-    assert order != seen(TrainBatches(source, seed=1, batch_size=3, epochs=2))
+    assert order == seen(batches_of(source, seed=0, batch_size=3, epochs=2))
+    assert order != seen(batches_of(source, seed=1, batch_size=3, epochs=2))
 
 
 def test_batches_are_filled_to_the_devices(source):
-    batch = next(iter(TrainBatches(source, seed=0, batch_size=5, epochs=1, multiple=8)))
+    batch = next(iter(batches_of(source, seed=0, batch_size=5, epochs=1, multiple=8)))
     assert batch["patches"].shape == (8, 4, 3)
     assert np.all(batch["labels"][5:] == IGNORE)
     assert not np.any(batch["patches"][5:])
 
 
 def test_processes_share_a_batch(source):
-    whole = seen(TrainBatches(source, seed=0, batch_size=4, epochs=2))
+    whole = seen(batches_of(source, seed=0, batch_size=4, epochs=2))
     parts = [
-        seen(TrainBatches(source, seed=0, batch_size=4, epochs=2, process=(i, 2))) for i in (0, 1)
+        seen(batches_of(source, seed=0, batch_size=4, epochs=2, process=(i, 2))) for i in (0, 1)
     ]
     for step, images in enumerate(whole):
         assert sorted(parts[0][step] + parts[1][step]) == sorted(images)
     assert len(whole[-1]) == 2
     four = [
-        list(TrainBatches(source, seed=0, batch_size=4, epochs=2, process=(i, 4))) for i in range(4)
+        list(batches_of(source, seed=0, batch_size=4, epochs=2, process=(i, 4))) for i in range(4)
     ]
     assert {len(batches) for batches in four} == {4}, "also those with no image in the last batch"
     assert {batch["patches"].shape for batches in four for batch in batches} == {(1, 4, 3)}
     with pytest.raises(UserError, match="not a multiple of the 3 processes"):
-        TrainBatches(source, seed=0, batch_size=4, epochs=2, process=(0, 3))
+        batches_of(source, seed=0, batch_size=4, epochs=2, process=(0, 3))
 
 
 def objective(kind="block", **changes):
     train = config.Train(**{"heads": 2, **changes})
     return training.Objective(
         aligner=aligners.create(kind, output=6, mlp_ratio=2, heads=2),
+        encoder=None,
         optimizer=training.optimizer(train, 10),
         loss=train.loss,
         temperature=train.temperature,
@@ -105,7 +114,7 @@ def test_eight_devices_train_as_one(kind):
         text = sharding.replicate(mesh, unit_text())
         for _ in range(3):
             distributed = sharding.distribute(mesh, batch)
-            state, metrics = training.train_step(state, distributed, text, objective=goal)
+            state, metrics = training.train_step(state, distributed, text, {}, objective=goal)
         assert len(distributed["patches"].sharding.device_set) == mesh.size
         states.append((jax.device_get(state.params), float(metrics["loss"])))
     (eight, loss8), (one, loss1) = states
@@ -119,7 +128,7 @@ def test_training_learns(loss):
     batch["patches"][..., 0] += 3 * np.where(batch["labels"] == IGNORE, 0, batch["labels"])
     state, history = training.create_state(goal, 0, 8), []
     for _ in range(10):
-        state, metrics = training.train_step(state, batch, unit_text(), objective=goal)
+        state, metrics = training.train_step(state, batch, unit_text(), {}, objective=goal)
         history.append(metrics)
     assert history[-1]["loss"] < history[0]["loss"]
     assert history[-1]["accuracy"] > history[0]["accuracy"]
@@ -135,7 +144,7 @@ def test_filler_images_change_nothing():
     results = []
     for given in (batch, filled):
         state = training.create_state(goal, 0, 8)
-        state, metrics = training.train_step(state, given, unit_text(), objective=goal)
+        state, metrics = training.train_step(state, given, unit_text(), {}, objective=goal)
         results.append((jax.device_get(state.params), float(metrics["loss"])))
     np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-6)
     jax.tree.map(
@@ -148,7 +157,7 @@ def test_a_batch_without_labels_moves_nothing():
     batch["labels"][:] = IGNORE
     state = training.create_state(goal, 0, 8)
     before = jax.device_get(state.params)
-    state, metrics = training.train_step(state, batch, unit_text(), objective=goal)
+    state, metrics = training.train_step(state, batch, unit_text(), {}, objective=goal)
     assert metrics["loss"] == 0
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.params))
 
@@ -185,12 +194,12 @@ def test_unit_has_no_nan_gradient_at_zero():
 
 def test_a_checkpoint_restores_state_and_batches(source, tmp_path):
     goal = objective()
-    batches = TrainBatches(source, seed=3, batch_size=2, epochs=3)
+    batches = batches_of(source, seed=3, batch_size=2, epochs=3)
     expected = seen(batches)
     iterator, state = iter(batches), training.create_state(goal, 0, 8)
     for _ in range(4):
         next(iterator)
-    state, _ = training.train_step(state, batch_of(2), unit_text(), objective=goal)
+    state, _ = training.train_step(state, batch_of(2), unit_text(), {}, objective=goal)
     saved = checkpoint.Checkpoints(tmp_path / "checkpoints")
     saved.save(4, state, iterator)
     saved.close()

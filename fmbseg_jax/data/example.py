@@ -68,6 +68,37 @@ class PatchFeatures:
     filename: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Int8PatchFeatures:
+    """PatchFeatures at half the size: each patch is `scale` times a vector of int8."""
+
+    patches: np.ndarray
+    """int8 [n, d], row by row; the greatest of each row is 127 or -127."""
+    scale: np.ndarray
+    """float32 [n]."""
+    labels: np.ndarray
+    """uint16 [n], word index or IGNORE."""
+    grid: np.ndarray
+    """int32 [2], (h, w) with h · w = n."""
+    filename: str
+
+
+def quantise(features: PatchFeatures) -> Int8PatchFeatures:
+    """Rounds each patch to 8 bits; cosines change by less than 1 %."""
+    patches = features.patches.astype(np.float32)
+    scale = np.maximum(np.abs(patches).max(axis=1), 1e-12) / 127
+    rounded = np.round(patches / scale[:, None]).astype(np.int8)
+    return Int8PatchFeatures(rounded, scale, features.labels, features.grid, features.filename)
+
+
+def restore(features: Int8PatchFeatures) -> PatchFeatures:
+    """The inverse of `quantise`, but for its rounding."""
+    patches = features.patches * features.scale[:, None]
+    return PatchFeatures(
+        patches.astype(np.float16), features.labels, features.grid, features.filename
+    )
+
+
 @functools.cache
 def _features(kind: type) -> tfds.features.FeaturesDict:
     def tensor(shape: tuple[int | None, ...], dtype: Any) -> tfds.features.Tensor:
@@ -75,10 +106,14 @@ def _features(kind: type) -> tfds.features.FeaturesDict:
 
     text = tfds.features.Text()
     raw = tfds.features.Tensor(shape=(), dtype=np.object_)
-    if kind is PatchFeatures:
+    if kind in (PatchFeatures, Int8PatchFeatures):
+        patches: dict[str, Any] = {"patches": tensor((None, None), np.float16)}
+        if kind is Int8PatchFeatures:
+            patches["patches"] = tensor((None, None), np.int8)
+            patches["scale"] = tensor((None,), np.float32)
         return tfds.features.FeaturesDict(
             {
-                "patches": tensor((None, None), np.float16),
+                **patches,
                 "labels": tensor((None,), np.uint16),
                 "grid": tensor((2,), np.int32),
                 "filename": text,
@@ -105,7 +140,7 @@ def _serializer(kind: type) -> ExampleSerializer:
     return ExampleSerializer(_features(kind).get_serialized_info())
 
 
-def encode(example: PseudoLabel | PatchFeatures) -> bytes:
+def encode(example: PseudoLabel | PatchFeatures | Int8PatchFeatures) -> bytes:
     """The bytes of a tf.train.Example; the same example gives the same bytes."""
     kind: type = type(example)
     values = {field.name: getattr(example, field.name) for field in dataclasses.fields(example)}
@@ -123,11 +158,12 @@ def decode_pseudo_label(record: bytes) -> PseudoLabel:
     return PseudoLabel(**values)
 
 
-def decode_patch_features(record: bytes) -> PatchFeatures:
-    """The inverse of `encode`."""
-    values = _features(PatchFeatures).deserialize_example_np(record)
+def decode_patch_features(record: bytes, kept_as: str = "float16") -> PatchFeatures:
+    """The inverse of `encode`, of records kept as "float16" or "int8"."""
+    kind = {"float16": PatchFeatures, "int8": Int8PatchFeatures}[kept_as]
+    values = _features(kind).deserialize_example_np(record)
     values["filename"] = values["filename"].decode()
-    return PatchFeatures(**values)
+    return restore(Int8PatchFeatures(**values)) if kept_as == "int8" else PatchFeatures(**values)
 
 
 def write_metadata(
@@ -180,7 +216,7 @@ def write_metadata(
 
 def dataset_name(kind: type) -> str:
     """The name in the shards' file names."""
-    return {PseudoLabel: "pseudo_labels", PatchFeatures: "patch_features"}[kind]
+    return "pseudo_labels" if kind is PseudoLabel else "patch_features"
 
 
 _MADE_BY = {"pseudo_labels": "labelling", "features": "fmbseg_jax.features"}

@@ -6,28 +6,31 @@ batches as one that was never stopped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
-from fmbseg_jax.data.example import decode_patch_features
-from fmbseg_jax.data.tfrecord import RecordSource
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
 
 Iterator = grain.DatasetIterator
 
 
+Example = dict[str, np.ndarray]
+"""What one image contributes to a batch: labels int32 [n], and patches [n, d] or pixels [H, W, 3]."""
+
+
 class TrainBatches:
-    """Batches for training: dicts of patches float16 [b, n, d] and labels int32 [b, n].
+    """Batches for training: examples with a first axis b.
 
     Every image comes once in each epoch. Where the images do not fill the last batch, or the batch
     the devices, images without a label stand in: they take no part in the loss.
 
     Args:
-      source: the records.
+      count: images.
+      read: the example of image i.
       seed: fixes the order.
       batch_size: images in a batch, over all processes.
       epochs: passes over the images.
@@ -37,7 +40,8 @@ class TrainBatches:
 
     def __init__(
         self,
-        source: RecordSource,
+        count: int,
+        read: Callable[[int], Example],
         *,
         seed: int,
         batch_size: int,
@@ -45,16 +49,16 @@ class TrainBatches:
         multiple: int = 1,
         process: tuple[int, int] = (0, 1),
     ):
-        index, count = process
-        if batch_size % count:
+        index, processes = process
+        if batch_size % processes:
             raise UserError(
-                f"train.batch_size = {batch_size} is not a multiple of the {count} processes."
+                f"train.batch_size = {batch_size} is not a multiple of the {processes} processes."
             )
-        self.steps = -(-len(source) * epochs // batch_size)
-        size = -(-batch_size // multiple) * multiple // count
-        order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(epochs)
-        batches = order.batch(batch_size, batch_fn=lambda records: records[index::count])
-        self._dataset = batches.map(lambda records: _read(source, records, size))
+        self.steps = -(-count * epochs // batch_size)
+        size = -(-batch_size // multiple) * multiple // processes
+        order = grain.MapDataset.range(count).seed(seed).shuffle().repeat(epochs)
+        batches = order.batch(batch_size, batch_fn=lambda images: images[index::processes])
+        self._dataset = batches.map(lambda images: _filled(read, images, size))
 
     def __iter__(self) -> Iterator:
         return iter(self._dataset.to_iter_dataset(grain.ReadOptions(num_threads=4)))
@@ -70,19 +74,24 @@ def restore_position(batches: Iterator) -> Any:
     return grain.checkpoint.CheckpointRestore(batches)
 
 
-def _read(source: RecordSource, records: Sequence[int], size: int) -> dict[str, np.ndarray]:
+def _filled(read: Callable[[int], Example], images: Sequence[int], size: int) -> Example:
     """The examples of a batch, filled up to `size` with images without a label."""
-    examples = [decode_patch_features(source[int(i)]) for i in records]
-    shape = (examples[0] if examples else decode_patch_features(source[0])).patches.shape
-    batch = {
-        "patches": np.zeros((size, *shape), np.float16),
-        "labels": np.full((size, shape[0]), IGNORE, np.int32),
-    }
+    examples = [read(int(i)) for i in images]
+    like = examples[0] if examples else read(0)
+    batch = {name: np.zeros((size, *value.shape), value.dtype) for name, value in like.items()}
+    batch["labels"][:] = IGNORE
     for i, example in enumerate(examples):
-        if example.patches.shape != shape:
-            raise UserError(
-                f"The records hold patches of several shapes, {shape} and {example.patches.shape}; "
-                "make the features of all images with one features.size."
-            )
-        batch["patches"][i], batch["labels"][i] = example.patches, example.labels
+        for name, value in example.items():
+            if value.shape != like[name].shape:
+                raise UserError(
+                    f"The records hold {name} of several shapes, {like[name].shape} and "
+                    f"{value.shape}; make the features of all images with one features.size."
+                )
+            batch[name][i] = value
     return batch
+
+
+def in_order(count: int, read: Callable[[int], Any], threads: int) -> Iterable[Any]:
+    """read(0), read(1), ..., up to `threads` of them at once, ahead of whoever takes them."""
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    return grain.MapDataset.range(count).map(read).to_iter_dataset(options)

@@ -1,7 +1,7 @@
-"""The frozen encoders: DINOv2 for patches, CLIP's text tower for words.
+"""The frozen encoders: DINOv2 or v3 for patches, CLIP's towers for words and images.
 
 A source is a folder in Hugging Face layout (config.json, safetensors) or a hub id. Sizes come from
-config.json: ViT-S to ViT-L, and smaller ones, alike.
+config.json; `specs.VISION` and `specs.CLIP` have those of the published ones.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from jaxtyping import Array, Float, Int
 
 from fmbseg_jax import hub
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.models import weights
-from fmbseg_jax.models.transformer import ACTIVATIONS, Spec, Transformer, bicubic
-
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+from fmbseg_jax.models import specs, tables, weights
+from fmbseg_jax.models.positions import Rotation, resize_positions, rotary
+from fmbseg_jax.models.specs import TextSpec, VisionSpec
+from fmbseg_jax.models.transformer import Block, Transformer
 
 
 class Tokens(NamedTuple):
@@ -30,66 +30,82 @@ class Tokens(NamedTuple):
     patches: Float[Array, "b h w d"]
 
 
-@dataclasses.dataclass(frozen=True)
-class VisionSpec:
-    """A vision tower: its transformer, its patches, and how its input is normalised."""
+class Embedding(nn.Module):
+    """Images → class token, registers and patches, with their position embeddings.
 
-    transformer: Spec
-    patch: int
-    """Side of a patch in pixels."""
-    grid: int
-    """Side of the grid of patches that it was trained on."""
-    mean: tuple[float, ...]
-    """Of the pixels in [0, 1], by channel."""
-    std: tuple[float, ...]
+    These are resized to the image's grid as Hugging Face does it: bicubic, by size, class token
+    apart.
+    """
+
+    spec: VisionSpec
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b t d"]:
+        spec, width = self.spec, self.spec.transformer.width
+        zeros, patch = nn.initializers.zeros, (spec.patch, spec.patch)
+        x = nn.Conv(width, patch, patch, "VALID", use_bias=not spec.clip, name="patch")(images)
+        b, h, w, _ = x.shape
+        x = x.reshape(b, h * w, width)
+        first = self.param("cls", zeros, (width,))
+        if not spec.rope:
+            positions = self.param("positions", zeros, (spec.grid**2 + 1, width))
+            first = first + positions[0]
+            x = x + resize_positions(positions[1:], (h, w), spec.antialias)
+        before = first[None]
+        if spec.registers:
+            before = jnp.concatenate(
+                [before, self.param("registers", zeros, (spec.registers, width))]
+            )
+        return jnp.concatenate([jnp.broadcast_to(before, (b, *before.shape)), x], 1)
 
 
 class VisionEncoder(nn.Module):
-    """DINOv2 (Oquab et al. 2023): image → class token and patch tokens, after the last norm.
+    """DINOv2 (Oquab et al. 2023) or v3: image → class token and patches, after the last norm."""
 
-    The position embeddings are resized to the image's grid as Hugging Face does it: bicubic, by
-    size, class token apart.
+    spec: VisionSpec
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W 3"]) -> Tokens:
+        spec, grid = self.spec, _grid(images, self.spec)
+        x = Embedding(spec, name="embedding")(images)
+        x = Transformer(spec.transformer, name="transformer")(x, _rotation(spec, grid))
+        x = nn.LayerNorm(spec.transformer.epsilon, name="norm")(x)
+        patches = x[:, 1 + spec.registers :]
+        return Tokens(x[:, 0], patches.reshape(x.shape[0], *grid, x.shape[-1]))
+
+
+class ClipVisionEncoder(nn.Module):
+    """CLIP's vision tower (Radford et al. 2021): features in the space of text, not normalised.
+
+    `cls` is CLIP's image feature. `patches` are the dense features of the paper's section 3.1: the
+    last block's value projection and its output, norm and projection; query and key are ignored.
     """
 
     spec: VisionSpec
 
     @nn.compact
     def __call__(self, images: Float[Array, "b H W 3"]) -> Tokens:
-        spec, width = self.spec, self.spec.transformer.width
-        patch = (spec.patch, spec.patch)
-        x = nn.Conv(width, patch, patch, "VALID", name="patch")(images)
-        b, h, w, _ = x.shape
-        cls = self.param("cls", nn.initializers.zeros, (width,))
-        positions = self.param("positions", nn.initializers.zeros, (spec.grid**2 + 1, width))
-        x = x.reshape(b, h * w, width) + resize_positions(positions[1:], (h, w))
-        first = jnp.broadcast_to(cls + positions[0], (b, 1, width))
-        x = Transformer(spec.transformer, name="transformer")(jnp.concatenate([first, x], 1))
-        x = nn.LayerNorm(spec.transformer.epsilon, name="norm")(x)
-        return Tokens(x[:, 0], x[:, 1:].reshape(b, h, w, width))
+        spec, blocks = self.spec, self.spec.transformer
+        x = Embedding(spec, name="embedding")(images)
+        x = nn.LayerNorm(blocks.epsilon, name="norm_before")(x)
+        all_but_last = dataclasses.replace(blocks, depth=blocks.depth - 1)
+        x = Transformer(all_but_last, name="transformer")(x)
+        last = Block(blocks, name="last")
+        norm = nn.LayerNorm(blocks.epsilon, name="norm")
+        project = nn.Dense(spec.output, use_bias=False, dtype=blocks.dtype, name="projection")
+        cls, patches = project(norm(last(x)[:, 0])), project(norm(last.values(x)[:, 1:]))
+        return Tokens(cls, patches.reshape(x.shape[0], *_grid(images, spec), spec.output))
 
 
-def resize_positions(positions: Float[Array, "n d"], grid: tuple[int, int]) -> Float[Array, "m d"]:
-    """Position embeddings of a square grid → those of `grid` = (h, w), row by row."""
-    side = round(positions.shape[0] ** 0.5)
-    if grid == (side, side):
-        return positions
-    square = positions.reshape(side, side, -1)
-    resized = jnp.einsum("hi,wj,ijd->hwd", bicubic(side, grid[0]), bicubic(side, grid[1]), square)
-    return resized.reshape(grid[0] * grid[1], -1)
+def _grid(images: Array, spec: VisionSpec) -> tuple[int, int]:
+    return images.shape[1] // spec.patch, images.shape[2] // spec.patch
 
 
-@dataclasses.dataclass(frozen=True)
-class TextSpec:
-    """A text tower."""
-
-    transformer: Spec
-    vocabulary: int
-    length: int
-    """Most tokens of a sentence, its start and end included."""
-    output: int
-    """D, width of the space shared with images."""
-    end: int
-    """Id of the end-of-text token, whose state stands for the sentence."""
+def _rotation(spec: VisionSpec, grid: tuple[int, int]) -> Rotation | None:
+    if not spec.rope:
+        return None
+    channels = spec.transformer.width // spec.transformer.heads
+    return rotary(grid, 1 + spec.registers, channels, spec.rope)
 
 
 class TextEncoder(nn.Module):
@@ -101,99 +117,93 @@ class TextEncoder(nn.Module):
     def __call__(self, ids: Int[Array, "K l"]) -> Float[Array, "K D"]:
         spec, width = self.spec, self.spec.transformer.width
         positions = self.param("positions", nn.initializers.zeros, (spec.length, width))
-        x = nn.Embed(spec.vocabulary, width, name="tokens")(ids) + positions[: ids.shape[1]]
+        x = nn.Embed(spec.vocabulary, width, name="tokens")(ids).astype(jnp.float32)
+        x = x + positions[: ids.shape[1]]
         x = Transformer(spec.transformer, name="transformer")(x)
         x = nn.LayerNorm(spec.transformer.epsilon, name="norm")(x)
         # Padding follows the first end token; the mask is causal, so it changes nothing.
         end = jnp.argmax(ids == spec.end, axis=1)
         x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
-        return nn.Dense(spec.output, use_bias=False, name="projection")(x)
+        dtype = spec.transformer.dtype
+        return nn.Dense(spec.output, use_bias=False, dtype=dtype, name="projection")(x)
 
 
-def load_vision(source: str) -> tuple[VisionEncoder, dict[str, Any]]:
-    """A DINOv2 checkpoint as a Flax module and its float32 params.
+def load_vision(source: str, dtype: str = "float32") -> tuple[VisionEncoder, dict[str, Any]]:
+    """A DINOv2 (with or without registers) or DINOv3 ViT as a Flax module and its params.
+
+    Args:
+      source: a folder in Hugging Face layout, or a hub id.
+      dtype: "float32" or "bfloat16": what matrices are kept and multiplied in.
 
     Raises:
-      UserError: there is no such checkpoint, or it is not a DINOv2 that we know.
+      UserError: there is no such checkpoint, or it is of another kind.
     """
     folder = hub.locate(source)
     config = _config(folder, source)
-    if config.get("model_type") != "dinov2" or config.get("use_swiglu_ffn"):
+    kinds = {
+        "dinov2": (specs.dinov2, tables.dinov2),
+        "dinov2_with_registers": (specs.dinov2, tables.dinov2),
+        "dinov3_vit": (specs.dinov3, tables.dinov3),
+    }
+    if config.get("model_type") not in kinds:
         raise UserError(
-            f"{source} is a {config.get('model_type')!r} model; the vision encoder is a DINOv2 of "
-            "size S, B or L, such as facebook/dinov2-base."
+            f"{source} is a {config.get('model_type')!r} model; the vision encoder is one of "
+            f"{', '.join(kinds)}, such as facebook/dinov2-base."
         )
-    processor = _preprocessor(folder)
-    spec = VisionSpec(
-        transformer=Spec(
-            width=config["hidden_size"],
-            depth=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            mlp_width=config["hidden_size"] * config["mlp_ratio"],
-            activation=_activation(config, source),
-            epsilon=config["layer_norm_eps"],
-            layer_scale=True,
-        ),
-        patch=config["patch_size"],
-        grid=config["image_size"] // config["patch_size"],
-        mean=tuple(processor.get("image_mean", _IMAGENET[0])),
-        std=tuple(processor.get("image_std", _IMAGENET[1])),
-    )
+    describe, table = kinds[config["model_type"]]
+    spec = _with_dtype(_with_pixels(describe(config), folder), dtype)
     module = VisionEncoder(spec)
-    example = jnp.zeros((1, spec.patch, spec.patch, 3))
-    table = weights.dinov2(spec.transformer.depth)
-    return module, weights.convert(folder, table, module, example)
+    return module, weights.convert(folder, table(spec), module, _example(spec))
 
 
-def load_text(source: str) -> tuple[TextEncoder, dict[str, Any], Any]:
-    """A CLIP checkpoint's text tower as a Flax module, its float32 params, and its tokenizer.
+def load_clip_vision(
+    source: str, dtype: str = "float32"
+) -> tuple[ClipVisionEncoder, dict[str, Any]]:
+    """A CLIP checkpoint's vision tower as a Flax module and its params; see `load_vision`."""
+    folder = hub.locate(source)
+    spec = _with_pixels(specs.clip_vision(_clip_config(folder, source)), folder)
+    module = ClipVisionEncoder(_with_dtype(spec, dtype))
+    table = tables.clip_vision(module.spec)
+    return module, weights.convert(folder, table, module, _example(spec))
+
+
+def load_text(source: str, dtype: str = "float32") -> tuple[TextEncoder, dict[str, Any], Any]:
+    """A CLIP checkpoint's text tower as a Flax module, its params, and its tokenizer.
 
     Raises:
       UserError: there is no such checkpoint, or it is not a CLIP.
     """
     from transformers import CLIPTokenizer  # half a second that programs without words save
 
-    folder = hub.locate(source)
-    config = _config(folder, source)
-    if config.get("model_type") != "clip":
-        raise UserError(
-            f"{source} is a {config.get('model_type')!r} model; words need a CLIP, such as "
-            "openai/clip-vit-base-patch16."
-        )
+    spec, folder = text_spec(source), hub.locate(source)
     tokenizer = CLIPTokenizer.from_pretrained(folder)
-    text = _CLIP_TEXT_DEFAULTS | config["text_config"]
-    spec = TextSpec(
-        transformer=Spec(
-            width=text["hidden_size"],
-            depth=text["num_hidden_layers"],
-            heads=text["num_attention_heads"],
-            mlp_width=text["intermediate_size"],
-            activation=_activation(text, source),
-            epsilon=text["layer_norm_eps"],
-            causal=True,
-        ),
-        vocabulary=text["vocab_size"],
-        length=text["max_position_embeddings"],
-        output=config.get("projection_dim", 512),
-        end=tokenizer.eos_token_id,
-    )
-    module = TextEncoder(spec)
-    table = weights.clip_text(spec.transformer.depth)
+    # The published configs name 2 as the end token, which no sentence ends with.
+    spec = dataclasses.replace(spec, end=tokenizer.eos_token_id)
+    module = TextEncoder(_with_dtype(spec, dtype))
+    table = tables.clip_text(spec)
     params = weights.convert(folder, table, module, jnp.zeros((1, spec.length), jnp.int32))
     return module, params, tokenizer
 
 
-# Older published configs hold only what differs from these (transformers' CLIPTextConfig).
-_CLIP_TEXT_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 512,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "intermediate_size": 2048,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "vocab_size": 49408,
-    "max_position_embeddings": 77,
-}
+def text_spec(source: str) -> TextSpec:
+    """The text tower of a CLIP checkpoint, without loading it."""
+    return specs.clip_text(_clip_config(hub.locate(source), source))
+
+
+def _example(spec: VisionSpec) -> Array:
+    return jnp.zeros((1, spec.patch, spec.patch, 3))
+
+
+def _with_dtype(spec: Any, dtype: str) -> Any:
+    return dataclasses.replace(spec, transformer=dataclasses.replace(spec.transformer, dtype=dtype))
+
+
+def _with_pixels(spec: VisionSpec, folder: Path) -> VisionSpec:
+    """With the normalisation in the folder's preprocessor_config.json, where it has one."""
+    path = folder / "preprocessor_config.json"
+    processor = json.loads(path.read_text()) if path.is_file() else {}
+    mean, std = processor.get("image_mean", spec.mean), processor.get("image_std", spec.std)
+    return dataclasses.replace(spec, mean=tuple(mean), std=tuple(std))
 
 
 def _config(folder: Path, source: str) -> dict[str, Any]:
@@ -203,15 +213,11 @@ def _config(folder: Path, source: str) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def _preprocessor(folder: Path) -> dict[str, Any]:
-    path = folder / "preprocessor_config.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _activation(config: dict[str, Any], source: str) -> str:
-    if config["hidden_act"] not in ACTIVATIONS:
+def _clip_config(folder: Path, source: str) -> dict[str, Any]:
+    config = _config(folder, source)
+    if config.get("model_type") != "clip":
         raise UserError(
-            f"{source} has the activation {config['hidden_act']!r}, which is not one of "
-            f"{', '.join(ACTIVATIONS)}."
+            f"{source} is a {config.get('model_type')!r} model; words need a CLIP, such as "
+            "openai/clip-vit-base-patch16."
         )
-    return config["hidden_act"]
+    return config

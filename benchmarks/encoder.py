@@ -1,0 +1,209 @@
+"""The frozen DINOv2 ViT-L/14 beside Hugging Face's PyTorch, with the same random weights.
+
+    python benchmarks/encoder.py [--size=448,518] [--batch=1] [--dtype=float32] [--rounds=5]
+
+Prints milliseconds for each image (the median of the rounds, taken in turn), the ratio, the peak of
+memory of a process of its own for each, and on a GPU the share of the measured matmul peak. Layers
+unrolled, as the encoder has them, stand beside layers scanned, with the time to compile either.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+SIZES = flags.DEFINE_list("size", ["448", "518"], "Sides of the image in pixels.")
+BATCH = flags.DEFINE_integer("batch", 1, "Images at once.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What both compute in.")
+ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed runs of each.")
+NAME = flags.DEFINE_string("model", "facebook/dinov2-large", "Whose architecture.")
+FOLDER = flags.DEFINE_string("folder", "", "Where the random model lies; made if empty.")
+ONLY = flags.DEFINE_enum("only", "", ["", "ours", "theirs"], "Run one alone, to weigh its memory.")
+
+
+def ours(folder: Path, images: np.ndarray) -> Callable[[], Any]:
+    import jax
+
+    from fmbseg_jax.models import encoders
+
+    module, params = encoders.load_vision(str(folder), DTYPE.value)
+    apply = jax.jit(lambda params, images: module.apply({"params": params}, images).patches)
+    on_device = jax.device_put(images)
+    return lambda: jax.block_until_ready(apply(params, on_device))
+
+
+def scanned(folder: Path, images: np.ndarray) -> Callable[[], Any]:
+    """The same blocks as one `jax.lax.scan` over stacked params."""
+    import jax
+    import jax.numpy as jnp
+
+    from fmbseg_jax.models import encoders
+    from fmbseg_jax.models.transformer import Block
+
+    module, params = encoders.load_vision(str(folder), DTYPE.value)
+    blocks = [params["transformer"][f"block{i}"] for i in range(module.spec.transformer.depth)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+    block = Block(module.spec.transformer)
+
+    @jax.jit
+    def apply(params: Any, stacked: Any, images: Any) -> Any:
+        embedding = encoders.Embedding(module.spec)
+        tokens = embedding.apply({"params": params["embedding"]}, images)
+        step = lambda x, layer: (block.apply({"params": layer}, x), None)  # noqa: E731
+        return jax.lax.scan(step, tokens, stacked)[0]
+
+    on_device = jax.device_put(images)
+    return lambda: jax.block_until_ready(apply(params, stacked, on_device))
+
+
+def theirs(folder: Path, images: np.ndarray) -> Callable[[], Any]:
+    import torch
+    from transformers import Dinov2Model
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, DTYPE.value)
+    model: Any = Dinov2Model.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    model = model.to(device).eval()
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device, dtype)
+    if device == "cuda":
+        model = torch.compile(model)
+
+    @torch.inference_mode()
+    def run() -> None:
+        model(pixels)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+PEERS = {"ours": ours, "scanned": scanned, "theirs": theirs}
+
+
+def in_turn(runs: dict[str, Callable[[], Any]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of the first run, compilation included, and the median of the later ones."""
+    first, later = {}, {name: [] for name in runs}  # type: ignore[var-annotated]
+    for name, run in runs.items():
+        start = time.perf_counter()
+        run()
+        first[name] = time.perf_counter() - start
+    for _ in range(ROUNDS.value):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            later[name].append(time.perf_counter() - start)
+    return first, {name: float(np.median(times)) for name, times in later.items()}
+
+
+def memory(size: str, folder: Path) -> dict[str, float]:
+    """GB at the peak of a process that runs one of the two alone."""
+    found = {}
+    for name in ("ours", "theirs"):
+        same = [f"--{f}={flags.FLAGS[f].value}" for f in ("batch", "dtype", "model")]
+        command = [sys.executable, __file__, f"--only={name}", f"--size={size}", "--rounds=2"]
+        output = subprocess.run(
+            [*command, *same, f"--folder={folder}"], check=True, capture_output=True, text=True
+        )
+        found[name] = float(output.stdout.split()[-1])
+    return found
+
+
+def peak_memory() -> float:
+    """GB this process held at most; of its own, where getrusage counts the parent's too."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1e6
+
+
+def save_random(folder: Path) -> None:
+    import torch
+    from transformers import Dinov2Config, Dinov2Model
+
+    from fmbseg_jax.models import specs
+
+    spec = specs.VISION[NAME.value]
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=spec.transformer.width, num_hidden_layers=spec.transformer.depth,
+        num_attention_heads=spec.transformer.heads, image_size=518, patch_size=spec.patch,
+        use_swiglu_ffn=spec.transformer.gated,
+    )  # fmt: skip
+    Dinov2Model(config).save_pretrained(folder)
+
+
+def matmul_flops(size: int) -> float:
+    """Floating-point operations of one image: two for each multiplication in a matrix product."""
+    from fmbseg_jax.models import specs
+
+    spec = specs.VISION[NAME.value]
+    blocks, tokens = spec.transformer, (size // spec.patch) ** 2 + 1
+    layers = 3 if blocks.gated else 2
+    per_token = 4 * blocks.width**2 + layers * blocks.width * blocks.mlp_width
+    attention = 2 * tokens * blocks.width
+    patches = tokens * spec.patch**2 * 3 * blocks.width
+    return 2.0 * (blocks.depth * tokens * (per_token + attention) + patches)
+
+
+def matmul_peak() -> float:
+    """Operations a second of a large product in this dtype, on JAX's device."""
+    import jax
+    import jax.numpy as jnp
+
+    side = 8192 if jax.default_backend() == "gpu" else 2048
+    x = jnp.ones((side, side), DTYPE.value)
+    product = jax.jit(functools.partial(jnp.matmul))
+    product(x, x).block_until_ready()
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * side**3 / float(np.median(times))
+
+
+def main(_: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(FOLDER.value or temporary)
+        if not FOLDER.value:
+            save_random(folder)
+        for size in SIZES.value:
+            side = int(size)
+            images = np.random.default_rng(0).normal(size=(BATCH.value, side, side, 3))
+            images = images.astype(np.float32)
+            if ONLY.value:
+                run = PEERS[ONLY.value](folder, images)
+                run(), run()
+                print(peak_memory())
+                continue
+            report(side, *in_turn({name: make(folder, images) for name, make in PEERS.items()}))
+            weighed = memory(size, folder)
+            ratio = weighed["ours"] / weighed["theirs"]
+            print(
+                f"  memory   {weighed['ours']:.2f} GB, theirs {weighed['theirs']:.2f}: {ratio:.2f}"
+            )
+
+
+def report(side: int, first: dict[str, float], median: dict[str, float]) -> None:
+    print(f"{NAME.value}, {BATCH.value} × {side} × {side}, {DTYPE.value}")
+    for name, seconds in median.items():
+        each, ratio = 1000 * seconds / BATCH.value, seconds / median["theirs"]
+        print(
+            f"  {name:8} {each:8.1f} ms/image, {1000 / each:7.2f} images/s, "
+            f"{ratio:.2f} of theirs; the first run took {first[name]:.1f} s"
+        )
+    share = matmul_flops(side) * BATCH.value / median["ours"] / matmul_peak()
+    print(f"  ours reaches {share:.0%} of the matmul peak")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,232 @@
+"""What one encoder differs in from another: from a published config.json, or by name.
+
+`VISION` and `CLIP` hold the published models, so that their architectures can be built, counted and
+tested without their files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.models.transformer import ACTIVATIONS, Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionSpec:
+    """A vision tower: its transformer, its patches, and how its input is normalised."""
+
+    transformer: Spec
+    patch: int
+    """Side of a patch in pixels."""
+    grid: int
+    """Side of the grid of patches that it was trained on."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Of the pixels in [0, 1], by channel; ImageNet's."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    registers: int = 0
+    """Learned tokens beside the class token, dropped at the end (Darcet et al. 2023)."""
+    antialias: bool = False
+    """Position embeddings are resized with antialiasing: DINOv2 with registers."""
+    rope: float = 0.0
+    """Base of rotary positions in the place of learned ones: DINOv3. 0: learned ones."""
+    clip: bool = False
+    """CLIP's vision tower: a norm before the blocks, no bias of the patches, a projection."""
+    output: int = 0
+    """D, CLIP's projection."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSpec:
+    """A text tower."""
+
+    transformer: Spec
+    vocabulary: int
+    length: int
+    """Most tokens of a sentence, its start and end included."""
+    output: int
+    """D, width of the space shared with images."""
+    end: int
+    """Id of the end-of-text token, whose state stands for the sentence."""
+
+
+def dinov2(config: dict[str, Any]) -> VisionSpec:
+    """From the config.json of a Dinov2Model, or one with registers."""
+    width, gated = config["hidden_size"], bool(config.get("use_swiglu_ffn"))
+    hidden = int(width * config["mlp_ratio"])
+    if gated:  # two thirds of it, in eights: as many parameters as without a gate
+        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+    return VisionSpec(
+        transformer=Spec(
+            width=width,
+            depth=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            mlp_width=hidden,
+            activation="silu" if gated else _activation(config),
+            epsilon=config["layer_norm_eps"],
+            layer_scale=True,
+            gated=gated,
+        ),
+        patch=config["patch_size"],
+        grid=config["image_size"] // config["patch_size"],
+        registers=config.get("num_register_tokens", 0),
+        antialias="num_register_tokens" in config,
+    )
+
+
+def dinov3(config: dict[str, Any]) -> VisionSpec:
+    """From the config.json of a DINOv3ViTModel."""
+    return VisionSpec(
+        transformer=Spec(
+            width=config["hidden_size"],
+            depth=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            mlp_width=config["intermediate_size"],
+            activation=_activation(config),
+            epsilon=config["layer_norm_eps"],
+            layer_scale=True,
+            gated=config["use_gated_mlp"],
+            key_bias=config["key_bias"],
+        ),
+        patch=config["patch_size"],
+        grid=config["image_size"] // config["patch_size"],
+        registers=config["num_register_tokens"],
+        rope=config.get("rope_theta") or config["rope_parameters"]["rope_theta"],
+    )
+
+
+def clip_vision(config: dict[str, Any]) -> VisionSpec:
+    """From the config.json of a CLIPModel."""
+    vision = _CLIP_VISION_DEFAULTS | config["vision_config"]
+    return VisionSpec(
+        transformer=_clip_spec(vision),
+        patch=vision["patch_size"],
+        grid=vision["image_size"] // vision["patch_size"],
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        clip=True,
+        output=config.get("projection_dim", 512),
+    )
+
+
+def clip_text(config: dict[str, Any]) -> TextSpec:
+    """From the config.json of a CLIPModel."""
+    text = _CLIP_TEXT_DEFAULTS | config["text_config"]
+    return TextSpec(
+        transformer=dataclasses.replace(_clip_spec(text), causal=True),
+        vocabulary=text["vocab_size"],
+        length=text["max_position_embeddings"],
+        output=config.get("projection_dim", 512),
+        end=text["vocab_size"] - 1,
+    )
+
+
+def _clip_spec(tower: dict[str, Any]) -> Spec:
+    return Spec(
+        width=tower["hidden_size"],
+        depth=tower["num_hidden_layers"],
+        heads=tower["num_attention_heads"],
+        mlp_width=tower["intermediate_size"],
+        activation=_activation(tower),
+        epsilon=tower["layer_norm_eps"],
+    )
+
+
+def _activation(config: dict[str, Any]) -> str:
+    if config["hidden_act"] not in ACTIVATIONS:
+        raise UserError(
+            f"The activation {config['hidden_act']!r} of this model is not one of "
+            f"{', '.join(ACTIVATIONS)}."
+        )
+    return config["hidden_act"]
+
+
+# Older published configs hold only what differs from these (transformers' CLIPTextConfig).
+_CLIP_TEXT_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "intermediate_size": 2048,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+}
+
+
+_CLIP_VISION_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "image_size": 224,
+    "patch_size": 32,
+}
+
+
+def _dinov2(width: int, depth: int, heads: int, registers: int = 0) -> VisionSpec:
+    gated = width == 1536  # g
+    config = {
+        "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads,
+        "mlp_ratio": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "use_swiglu_ffn": gated,
+        "image_size": 518, "patch_size": 14,
+    }  # fmt: skip
+    return dinov2(config | ({"num_register_tokens": registers} if registers else {}))
+
+
+def _dinov3(width: int, depth: int, heads: int, hidden: int, gated: bool = False) -> VisionSpec:
+    return dinov3(
+        {
+            "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads,
+            "intermediate_size": hidden, "hidden_act": "silu" if gated else "gelu",
+            "layer_norm_eps": 1e-5, "use_gated_mlp": gated, "key_bias": False, "rope_theta": 100.0,
+            "num_register_tokens": 4, "image_size": 224, "patch_size": 16,
+        }
+    )  # fmt: skip
+
+
+def _clip(
+    vision: tuple[int, int, int], text: tuple[int, int], patch: int, output: int, image: int = 224
+) -> tuple[VisionSpec, TextSpec]:
+    """vision: width, depth, heads; text: width, heads."""
+    width, depth, heads = vision
+    config = {
+        "projection_dim": output,
+        "vision_config": {
+            "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads,
+            "intermediate_size": 4 * width, "image_size": image, "patch_size": patch,
+        },
+        "text_config": {
+            "hidden_size": text[0], "num_attention_heads": text[1],
+            "intermediate_size": 4 * text[0],
+        },
+    }  # fmt: skip
+    return clip_vision(config), clip_text(config)
+
+
+VISION: dict[str, VisionSpec] = {
+    "facebook/dinov2-small": _dinov2(384, 12, 6),
+    "facebook/dinov2-base": _dinov2(768, 12, 12),
+    "facebook/dinov2-large": _dinov2(1024, 24, 16),
+    "facebook/dinov2-giant": _dinov2(1536, 40, 24),
+    "facebook/dinov2-with-registers-small": _dinov2(384, 12, 6, registers=4),
+    "facebook/dinov2-with-registers-base": _dinov2(768, 12, 12, registers=4),
+    "facebook/dinov2-with-registers-large": _dinov2(1024, 24, 16, registers=4),
+    "facebook/dinov2-with-registers-giant": _dinov2(1536, 40, 24, registers=4),
+    "facebook/dinov3-vits16-pretrain-lvd1689m": _dinov3(384, 12, 6, 1536),
+    "facebook/dinov3-vits16plus-pretrain-lvd1689m": _dinov3(384, 12, 6, 1536, gated=True),
+    "facebook/dinov3-vitb16-pretrain-lvd1689m": _dinov3(768, 12, 12, 3072),
+    "facebook/dinov3-vitl16-pretrain-lvd1689m": _dinov3(1024, 24, 16, 4096),
+}
+"""DINOv2 and DINOv3, by hub id."""
+
+CLIP: dict[str, tuple[VisionSpec, TextSpec]] = {
+    "openai/clip-vit-base-patch32": _clip((768, 12, 12), (512, 8), 32, 512),
+    "openai/clip-vit-base-patch16": _clip((768, 12, 12), (512, 8), 16, 512),
+    "openai/clip-vit-large-patch14": _clip((1024, 24, 16), (768, 12), 14, 768),
+    "openai/clip-vit-large-patch14-336": _clip((1024, 24, 16), (768, 12), 14, 768, image=336),
+}
+"""Vision and text tower of OpenAI's CLIP, by hub id."""

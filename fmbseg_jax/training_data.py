@@ -1,0 +1,75 @@
+"""What the aligner is trained on: cached patch features, or images that the encoder sees anew."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fmbseg_jax.config import Config, flatten
+from fmbseg_jax.data.example import decode_patch_features, decode_pseudo_label, read_metadata
+from fmbseg_jax.data.pipeline import Example
+from fmbseg_jax.data.tfrecord import RecordSource, find_shards
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.models import weights
+from fmbseg_jax.patches import PatchEncoder
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """Examples by number, and where they come from."""
+
+    count: int
+    read: Callable[[int], Example]
+    """Example i: labels, and patches or, where there is an encoder, pixels."""
+    width: int
+    """d, channels of a patch."""
+    digest: str
+    """Differs between data that differ."""
+    metadata: dict[str, Any]
+    """words, vision (source and hash), and the config that made them."""
+    encoder: PatchEncoder | None = None
+    """The frozen encoder that has to run in every step."""
+
+
+def open_cached(workdir: Path) -> TrainingData:
+    """WORKDIR/features, whatever encoder and program they come from."""
+    records, metadata = _open(workdir / "features")
+    kept_as = metadata["config"].get("features.dtype", "float16")
+
+    def read(i: int) -> Example:
+        features = decode_patch_features(records[i], kept_as)
+        return {"patches": features.patches, "labels": features.labels.astype("int32")}
+
+    width = read(0)["patches"].shape[1]
+    return TrainingData(len(records), read, width, records.digest, metadata)
+
+
+def open_online(config: Config, workdir: Path) -> TrainingData:
+    """WORKDIR/pseudo_labels: the encoder runs in the training step."""
+    records, made = _open(workdir / "pseudo_labels")
+    options, source = config.features, config.models.vision
+    encoder = PatchEncoder(source, options.size, options.compute)
+
+    def read(i: int) -> Example:
+        prepared = encoder.prepare(decode_pseudo_label(records[i]), len(made["words"]))
+        return {**prepared, "labels": prepared["labels"].astype("int32")}
+
+    ours = {name: value for name, value in flatten(config).items() if name.startswith("features.")}
+    vision = {"source": source, "hash": weights.content_hash(source)}
+    metadata = {
+        "words": made["words"],
+        "vision": vision,
+        "config": made.get("config", {}) | ours | {"models.vision": source},
+    }
+    width = encoder.module.spec.transformer.width
+    digest = f"{records.digest} {vision['hash']}"
+    return TrainingData(len(records), read, width, digest, metadata, encoder)
+
+
+def _open(folder: Path) -> tuple[RecordSource, dict[str, Any]]:
+    metadata, records = read_metadata(folder), RecordSource(find_shards(folder))
+    if not len(records):
+        raise UserError(f"{folder} holds no image. See the summary of the labelling.")
+    return records, metadata

@@ -1,0 +1,361 @@
+"""Every published architecture, at reduced depth, against Hugging Face's PyTorch, block by block.
+
+Models are random, at unit scale (see models.at_unit_scale), and saved as the published ones are.
+"""
+
+import copy
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import models
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoModel,
+    CLIPConfig,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+)
+
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.models import encoders, positions, specs, transformer
+
+DEPTH = 2
+GRIDS = [(4, 4), (3, 7)]
+
+
+def small(spec):
+    """The architecture at reduced depth; the table of positions at reduced size."""
+    blocks = dataclasses.replace(spec.transformer, depth=DEPTH)
+    return dataclasses.replace(spec, transformer=blocks, grid=5)
+
+
+def hugging_face(spec):
+    """A random Hugging Face model of a spec."""
+    blocks = spec.transformer
+    shape = {
+        "hidden_size": blocks.width, "num_hidden_layers": blocks.depth,
+        "num_attention_heads": blocks.heads, "layer_norm_eps": blocks.epsilon,
+        "image_size": spec.grid * spec.patch, "patch_size": spec.patch,
+    }  # fmt: skip
+    if spec.rope:
+        return DINOv3ViTModel(
+            DINOv3ViTConfig(
+                **shape, intermediate_size=blocks.mlp_width, hidden_act=blocks.activation,
+                use_gated_mlp=blocks.gated, num_register_tokens=spec.registers,
+                rope_theta=spec.rope, key_bias=blocks.key_bias,
+            )
+        )  # fmt: skip
+    if spec.registers:
+        return Dinov2WithRegistersModel(
+            Dinov2WithRegistersConfig(
+                **shape, use_swiglu_ffn=blocks.gated, num_register_tokens=spec.registers
+            )
+        )
+    return Dinov2Model(Dinov2Config(**shape, use_swiglu_ffn=blocks.gated))
+
+
+def relative_error(ours, theirs):
+    theirs = theirs.detach().float().numpy()
+    return np.abs(np.asarray(ours, np.float32) - theirs).max() / np.abs(theirs).max()
+
+
+def blocks_and_output(module, params, images):
+    """The outputs of the module's blocks, in order, and its own."""
+    output, state = module.apply(
+        {"params": params},
+        jnp.asarray(images),
+        capture_intermediates=lambda layer, name: isinstance(layer, transformer.Block),
+        mutable=["intermediates"],
+    )
+    found = state["intermediates"]
+    inner = found.get("transformer", {})
+    hidden = [inner[f"block{i}"]["__call__"][0] for i in range(len(inner))]
+    return hidden + ([found["last"]["__call__"][0]] if "last" in found else []), output
+
+
+def pixels(spec, batch, grid, seed=0):
+    side = spec.patch
+    shape = (batch, grid[0] * side, grid[1] * side, 3)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def errors(module, params, model, images):
+    """Relative error of each block and of the output's parts."""
+    hidden, output = blocks_and_output(module, params, images)
+    batch = torch.from_numpy(images.transpose(0, 3, 1, 2))
+    with torch.no_grad():
+        theirs = model(batch, output_hidden_states=True)
+    last = theirs.last_hidden_state
+    patches = np.asarray(output.patches).reshape(len(images), -1, last.shape[-1])
+    skipped = last.shape[1] - patches.shape[1]
+    pairs = zip(hidden[:-1], theirs.hidden_states[1:], strict=False)
+    found = [relative_error(a, b) for a, b in pairs if a.shape == b.shape]
+    return [
+        *found,
+        relative_error(output.cls, last[:, 0]),
+        relative_error(patches, last[:, skipped:]),
+    ]
+
+
+@pytest.fixture(scope="module", params=specs.VISION)
+def published(request, tmp_path_factory):
+    """A published vision architecture at reduced depth: its folder, and Hugging Face's model."""
+    spec = small(specs.VISION[request.param])
+    folder = tmp_path_factory.mktemp("published")
+    model = models.at_unit_scale(hugging_face(spec))
+    model.save_pretrained(folder)
+    return folder, model, spec
+
+
+def test_vision_towers_equal_hugging_face(published):
+    folder, model, spec = published
+    module, params = encoders.load_vision(str(folder))
+    assert module.spec == spec, "config.json gives back the spec"
+    for batch, grid in [(1, GRIDS[0]), (3, GRIDS[1])]:
+        assert max(errors(module, params, model, pixels(spec, batch, grid))) < 1e-5
+
+
+def test_vision_towers_in_bfloat16(published):
+    folder, model, spec = published
+    half = copy.deepcopy(model).bfloat16()
+    half.save_pretrained(folder / "half")
+    module, params = encoders.load_vision(str(folder / "half"), "bfloat16")
+    kernels = [x for path, x in jax.tree.leaves_with_path(params) if "kernel" in str(path)]
+    assert {x.dtype for x in kernels} == {jnp.dtype("bfloat16")}
+    assert params["norm"]["scale"].dtype == jnp.float32
+    images = pixels(spec, 1, GRIDS[1])
+    assert max(errors(module, params, half.float(), images)) < 1e-2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"activation": "quick_gelu"},
+        {"epsilon": 1e-4},
+        {"layer_scale": False},
+        {"heads": 2},
+        {"registers": 3},
+        {"antialias": False},
+    ],
+    ids=str,
+)
+def test_a_mutant_is_found(tmp_path, wrong):
+    """What would go unnoticed if the fixture's scale or the tolerance were wrong."""
+    spec = small(specs.VISION["facebook/dinov2-with-registers-small"])
+    model = models.at_unit_scale(hugging_face(spec))
+    model.save_pretrained(tmp_path)
+    module, params = encoders.load_vision(str(tmp_path))
+    images = pixels(spec, 1, GRIDS[1])
+    assert max(errors(module, params, model, images)) < 1e-5
+    blocks = {name: value for name, value in wrong.items() if hasattr(spec.transformer, name)}
+    mutant = dataclasses.replace(
+        spec,
+        transformer=dataclasses.replace(spec.transformer, **blocks),
+        **{name: value for name, value in wrong.items() if name not in blocks},
+    )
+    if "registers" in wrong:
+        params["embedding"]["registers"] = params["embedding"]["registers"][:3]
+    assert max(errors(encoders.VisionEncoder(mutant), params, model, images)) > 1e-5
+
+
+def test_rotary_positions_matter(tmp_path):
+    spec = small(specs.VISION["facebook/dinov3-vits16-pretrain-lvd1689m"])
+    model = models.at_unit_scale(hugging_face(spec))
+    model.save_pretrained(tmp_path)
+    module, params = encoders.load_vision(str(tmp_path))
+    mutant = encoders.VisionEncoder(dataclasses.replace(spec, rope=99.0))
+    assert max(errors(mutant, params, model, pixels(spec, 1, GRIDS[1]))) > 1e-4
+
+
+def test_the_full_vit_l(tmp_path):
+    """DINOv2 L/14 at its own depth and 37 × 37 positions; every block."""
+    spec = specs.VISION["facebook/dinov2-large"]
+    model = models.at_unit_scale(hugging_face(spec))
+    model.save_pretrained(tmp_path)
+    module, params = encoders.load_vision(str(tmp_path))
+    assert max(errors(module, params, model, pixels(spec, 1, (5, 6)))) < 1e-5
+
+
+@pytest.fixture(scope="module", params=specs.CLIP)
+def clip(request, tmp_path_factory):
+    """A published CLIP at reduced depth: its folder, Hugging Face's model, the specs."""
+    vision, text = specs.CLIP[request.param]
+    vision = dataclasses.replace(small(vision), grid=GRIDS[0][0])
+    text = dataclasses.replace(
+        text,
+        transformer=dataclasses.replace(text.transformer, depth=DEPTH),
+        vocabulary=514,
+        end=513,
+    )
+    folder = tmp_path_factory.mktemp("clip")
+    models.save_tokenizer(folder)
+
+    def tower(blocks):
+        return {
+            "hidden_size": blocks.width, "num_hidden_layers": blocks.depth,
+            "num_attention_heads": blocks.heads, "intermediate_size": blocks.mlp_width,
+        }  # fmt: skip
+
+    config = CLIPConfig(
+        vision_config={
+            **tower(vision.transformer),
+            "patch_size": vision.patch,
+            "image_size": vision.grid * vision.patch,
+        },
+        text_config={
+            **tower(text.transformer), "vocab_size": 514,
+            "bos_token_id": 512, "eos_token_id": 513, "pad_token_id": 513,
+        },
+        projection_dim=vision.output,
+    )  # fmt: skip
+    model = models.at_unit_scale(CLIPModel(config))
+    model.save_pretrained(folder)
+    return folder, model, vision, text
+
+
+def dense_features(model, images):
+    """Section 3.1 of the paper, word by word, in PyTorch."""
+    vision = model.vision_model
+    hidden = vision(images, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states
+    last = vision.encoder.layers[-1]
+    values = last.self_attn.out_proj(last.self_attn.v_proj(last.layer_norm1(hidden[-2])))
+    return model.visual_projection(vision.post_layernorm(values))[:, 1:]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_clip_towers_equal_hugging_face(clip, dtype, tolerance):
+    folder, model, vision, text = clip
+    if dtype == "bfloat16":
+        model = copy.deepcopy(model).bfloat16()
+        model.save_pretrained(folder / "half")
+        models.save_tokenizer(folder / "half")
+        folder, model = folder / "half", model.float()
+    module, params = encoders.load_clip_vision(str(folder), dtype)
+    same = _in_float32(module.spec)
+    assert same == vision
+    for batch, grid in [(1, GRIDS[0]), (3, GRIDS[1])]:
+        images = pixels(vision, batch, grid)
+        hidden, output = blocks_and_output(module, params, images)
+        theirs = torch.from_numpy(images.transpose(0, 3, 1, 2))
+        with torch.no_grad():
+            found = model.vision_model(
+                theirs, output_hidden_states=True, interpolate_pos_encoding=True
+            )
+            cls = model.visual_projection(found.pooler_output)
+            patches = dense_features(model, theirs)
+        for ours, block in zip(hidden, found.hidden_states[1:], strict=True):
+            assert relative_error(ours, block) < tolerance
+        assert relative_error(output.cls, cls) < tolerance
+        ours = np.asarray(output.patches).reshape(patches.shape)
+        assert relative_error(ours, patches) < tolerance
+    module, params, _ = encoders.load_text(str(folder), dtype)
+    assert _in_float32(module.spec) == text
+    ids = np.asarray([[512, 70, 300, 513, 513], [512, 9, 513, 513, 513], [512, 1, 2, 3, 513]])
+    with torch.no_grad():
+        expected = model.get_text_features(input_ids=torch.from_numpy(ids)).pooler_output
+    assert relative_error(module.apply({"params": params}, jnp.asarray(ids)), expected) < tolerance
+
+
+def _in_float32(spec):
+    blocks = dataclasses.replace(spec.transformer, dtype="float32")
+    return dataclasses.replace(spec, transformer=blocks)
+
+
+def test_every_published_size_has_shapes():
+    """Without their weights: the parameters of the published models, counted."""
+    counted = {}
+    for name, spec in specs.VISION.items():
+        counted[name] = _parameters(encoders.VisionEncoder(spec), (1, 224, 224, 3))
+    for name, (vision, text) in specs.CLIP.items():
+        module = encoders.ClipVisionEncoder(vision)
+        image = vision.grid * vision.patch
+        counted[name] = _parameters(module, (1, image, image, 3))
+        counted[name] += _parameters(encoders.TextEncoder(text), (1, 77), jnp.int32)
+    millions = {name: round(count / 1e6, 1) for name, count in counted.items()}
+    assert millions["facebook/dinov2-small"] == 22.1
+    assert millions["facebook/dinov2-base"] == 86.6
+    assert millions["facebook/dinov2-large"] == 304.4
+    assert millions["facebook/dinov2-giant"] == 1136.5
+    assert millions["facebook/dinov3-vits16-pretrain-lvd1689m"] == 21.6
+    assert millions["facebook/dinov3-vits16plus-pretrain-lvd1689m"] == 28.7
+    assert millions["facebook/dinov3-vitb16-pretrain-lvd1689m"] == 85.7
+    assert millions["facebook/dinov3-vitl16-pretrain-lvd1689m"] == 303.1
+    assert millions["openai/clip-vit-base-patch32"] == 151.3
+    assert millions["openai/clip-vit-large-patch14"] == 427.6
+
+
+def _parameters(module, shape, dtype=jnp.float32):
+    example = jax.ShapeDtypeStruct(shape, dtype)
+    params = jax.eval_shape(module.init, jax.random.key(0), example)["params"]
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def test_weights_in_every_layout(tmp_path):
+    """One file, several, PyTorch's own format: the same params; a missing part is named."""
+    spec = small(specs.VISION["facebook/dinov2-small"])
+    model = models.at_unit_scale(hugging_face(spec))
+    model.save_pretrained(tmp_path / "one")
+    _, expected = encoders.load_vision(str(tmp_path / "one"))
+    model.save_pretrained(tmp_path / "parts", max_shard_size="5MB")
+    parts = sorted((tmp_path / "parts").glob("*.safetensors"))
+    assert len(parts) > 1
+    tensors = load_file(tmp_path / "one" / "model.safetensors")
+    (tmp_path / "bin").mkdir()
+    torch.save(tensors, tmp_path / "bin" / "pytorch_model.bin")
+    config = (tmp_path / "one" / "config.json").read_text()
+    (tmp_path / "bin" / "config.json").write_text(config)
+    for layout in ("parts", "bin"):
+        _, params = encoders.load_vision(str(tmp_path / layout))
+        jax.tree.map(np.testing.assert_array_equal, params, expected)
+    parts[0].unlink()
+    with pytest.raises(UserError, match=f"{parts[0].name} is damaged"):
+        encoders.load_vision(str(tmp_path / "parts"))
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return print, ("this must not be printed",)
+
+    (tmp_path / "config.json").write_text(json.dumps(_CONFIG))
+    torch.save({"cls": Evil()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="pytorch_model.bin is damaged"):
+        encoders.load_vision(str(tmp_path))
+
+
+_CONFIG = {
+    "model_type": "dinov2", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "mlp_ratio": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "patch_size": 14,
+    "image_size": 28,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("grid", [(32, 32), (24, 50), (37, 38), (3, 5)])
+def test_positions_are_resized_as_torch_does(grid, antialias):
+    table = np.random.default_rng(1).normal(size=(37 * 37, 5)).astype(np.float32)
+    ours = positions.resize_positions(jnp.asarray(table), grid, antialias)
+    square = torch.from_numpy(table.reshape(1, 37, 37, 5)).permute(0, 3, 1, 2)
+    theirs = torch.nn.functional.interpolate(square, grid, mode="bicubic", antialias=antialias)
+    # One unit in the last place of a sample point is 4e-6 of a patch.
+    np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1).reshape(-1, 5).numpy(), atol=1e-5)
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", ["facebook/dinov2-small", "facebook/dinov2-with-registers-small"])
+def test_published_weights_on_a_photograph(name):
+    """Needs a connection: `pytest -m network`."""
+    module, params = encoders.load_vision(name)
+    model = AutoModel.from_pretrained(name).eval()
+    assert module.spec == specs.VISION[name]
+    assert max(errors(module, params, model, pixels(module.spec, 1, (16, 24)))) < 1e-5
