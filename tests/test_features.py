@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import socket
+import subprocess
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run
+from conftest import ROOT, program, run
 
 from fmbseg_jax import patches
 from fmbseg_jax.data import example, images, tfrecord
@@ -204,3 +207,27 @@ def test_features_of_another_encoder_train(world, tmp_path):
     flags = [*world.flags, "--config.train.aligner=linear", f"--workdir={tmp_path / 'w'}"]
     run("train.py", *flags)
     assert (tmp_path / "w" / "export" / "model.json").exists()
+
+
+def test_two_processes_share_the_shards(with_features, world, tmp_path):
+    """Each writes its own shards; together they give the dataset of one."""
+    shutil.copytree(with_features / "pseudo_labels", tmp_path / "pseudo_labels")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = program("fmbseg_jax.features", *world.flags, f"--workdir={tmp_path}")
+    hosts = [
+        subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=os.environ | {
+                "XLA_FLAGS": "", "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i),
+            },
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    outputs = [host.communicate(timeout=300)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], "\n".join(outputs)
+    assert sum("images' patch features are in" in output for output in outputs) == 1
+    ours, theirs = (tfrecord.find_shards(w / "features") for w in (tmp_path, with_features))
+    assert [path.read_bytes() for path in ours] == [path.read_bytes() for path in theirs]
