@@ -13,6 +13,7 @@ import models
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file
 from transformers import (
     AutoModel,
@@ -26,6 +27,7 @@ from transformers import (
     DINOv3ViTModel,
 )
 
+from fmbseg_jax.data.images import decode, normalise, resize
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import encoders, positions, specs, transformer
 
@@ -133,8 +135,9 @@ def test_vision_towers_in_bfloat16(published):
     kernels = [x for path, x in jax.tree.leaves_with_path(params) if "kernel" in str(path)]
     assert {x.dtype for x in kernels} == {jnp.dtype("bfloat16")}
     assert params["norm"]["scale"].dtype == jnp.float32
-    images = pixels(spec, 1, GRIDS[1])
-    assert max(errors(module, params, half.float(), images)) < 1e-2
+    half = half.float()
+    for batch, grid in [(1, GRIDS[0]), (3, GRIDS[1])]:
+        assert max(errors(module, params, half, pixels(spec, batch, grid))) < 1e-2
 
 
 @pytest.mark.parametrize(
@@ -352,10 +355,17 @@ def test_positions_are_resized_as_torch_does(grid, antialias):
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("name", ["facebook/dinov2-small", "facebook/dinov2-with-registers-small"])
+@pytest.mark.parametrize(
+    "name",
+    ["facebook/dinov2-small", "facebook/dinov2-with-registers-small", "facebook/dinov2-base"],
+)
 def test_published_weights_on_a_photograph(name):
     """Needs a connection: `pytest -m network`."""
     module, params = encoders.load_vision(name)
     model = AutoModel.from_pretrained(name).eval()
     assert module.spec == specs.VISION[name]
-    assert max(errors(module, params, model, pixels(module.spec, 1, (16, 24)))) < 1e-5
+    photographs = sorted((ROOT.parent / "shared" / "data" / "msrc" / "images").glob("*"))
+    picture = photographs[0] if photographs else ROOT / "docs" / "contact_sheet.png"
+    image = resize(decode(picture.read_bytes()), (224, 336))
+    normal = normalise(image, module.spec.mean, module.spec.std)[None].astype(np.float32)
+    assert max(errors(module, params, model, normal)) < 1e-5
