@@ -78,13 +78,8 @@ def dinov2(config: dict[str, Any]) -> VisionSpec:
 def dinov3(config: dict[str, Any]) -> VisionSpec:
     """From the config.json of a DINOv3ViTModel."""
     return VisionSpec(
-        transformer=Spec(
-            width=config["hidden_size"],
-            depth=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            mlp_width=config["intermediate_size"],
-            activation=_activation(config),
-            epsilon=config["layer_norm_eps"],
+        transformer=dataclasses.replace(
+            _blocks(config),
             layer_scale=True,
             gated=config["use_gated_mlp"],
             key_bias=config["key_bias"],
@@ -100,7 +95,7 @@ def clip_vision(config: dict[str, Any]) -> VisionSpec:
     """From the config.json of a CLIPModel."""
     vision = _CLIP_VISION_DEFAULTS | config["vision_config"]
     return VisionSpec(
-        transformer=_clip_spec(vision),
+        transformer=_blocks(vision),
         patch=vision["patch_size"],
         grid=vision["image_size"] // vision["patch_size"],
         mean=(0.48145466, 0.4578275, 0.40821073),
@@ -114,7 +109,7 @@ def clip_text(config: dict[str, Any]) -> TextSpec:
     """From the config.json of a CLIPModel."""
     text = _CLIP_TEXT_DEFAULTS | config["text_config"]
     return TextSpec(
-        transformer=dataclasses.replace(_clip_spec(text), causal=True),
+        transformer=dataclasses.replace(_blocks(text), causal=True),
         vocabulary=text["vocab_size"],
         length=text["max_position_embeddings"],
         output=config.get("projection_dim", 512),
@@ -122,7 +117,8 @@ def clip_text(config: dict[str, Any]) -> TextSpec:
     )
 
 
-def _clip_spec(tower: dict[str, Any]) -> Spec:
+def _blocks(tower: dict[str, Any]) -> Spec:
+    """As DINOv3 and CLIP name the sizes."""
     return Spec(
         width=tower["hidden_size"],
         depth=tower["num_hidden_layers"],
