@@ -121,7 +121,7 @@ class Features(_Section):
     batch_size: int = 8
     """Images encoded at once, over all devices; memory and speed, not results."""
     compute: str = "float32"
-    """What the encoder computes in: "float32", or "bfloat16" (twice as fast on an accelerator)."""
+    """What the encoder computes in: "float32", or "bfloat16", for accelerators."""
     dtype: str = "float16"
     """What is kept: "float16", or "int8" with a scale for each patch, half the size. Ours."""
     threads: int = 16
@@ -140,7 +140,7 @@ class Train(_Section):
     """Hidden width of the block's MLP over its width. Ours."""
     features: str = "cached"
     """"cached": patch features that `fmbseg_jax.features` wrote; "online": the frozen encoder runs
-    in every step, which needs no disk, and on an accelerator is faster than reading from one."""
+    in every step, which needs no disk."""
     loss: str = "tsupcon"
     """"tsupcon", "supcon" or "prototype": Table 2 of the paper."""
     temperature: float = 0.1

@@ -98,13 +98,13 @@ def main() -> None:
         if not FLAGS[name].value:
             raise UserError(f"--{name} is missing. For example:\n{_EXAMPLE}")
     words = vocabulary.parse_words(FLAGS.words)
-    images.find_images(FLAGS.images)  # before the model is loaded
+    names = images.find_images(FLAGS.images)  # before the model is loaded
     segmenter = load(FLAGS.model, vision=FLAGS.vision, clip=FLAGS.clip)
     out = Path(FLAGS.out)
     skipped = segment_images(segmenter, Path(FLAGS.images), words, out, strict=FLAGS.strict)
     for name, reason in skipped.items():
         print(f"skipped {name}: {reason}")
-    if len(skipped) == len(images.find_images(FLAGS.images)):
+    if len(skipped) == len(names):
         raise UserError(f"None of the images in {FLAGS.images} can be read.")
     print(f"Label maps, overlays and contact_sheet.png are in {out}; skipped: {len(skipped)}.")
 

@@ -109,8 +109,15 @@ def _from_torch(tensor: Any) -> np.ndarray:
 
 def content_hash(source: str) -> str:
     """SHA-256 (first 16 digits) of a model's weights: which encoder an export belongs to."""
+    files = hub.weight_files(hub.locate(source))
+    return _hash_files(tuple((path, path.stat().st_mtime_ns) for path in files))
+
+
+@functools.cache  # gigabytes that a program asks for up to three times
+def _hash_files(files: tuple[tuple[Path, int], ...]) -> str:
+    """Of files, each with its time of modification, so that a changed one is read again."""
     digest = hashlib.sha256()
-    for path in hub.weight_files(hub.locate(source)):
+    for path, _ in files:
         with open(path, "rb") as file:
             while chunk := file.read(1 << 24):
                 digest.update(chunk)
