@@ -52,6 +52,7 @@ def train(config: Config, workdir: Path) -> None:
         epochs=config.train.epochs,
         multiple=mesh.size,
         process=(jax.process_index(), jax.process_count()),
+        threads=config.features.threads,
     )
     described: dict[str, Any] = {
         "kind": config.train.aligner, "output": text.width,

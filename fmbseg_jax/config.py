@@ -119,13 +119,13 @@ class Features(_Section):
     """Images are resized to size × size pixels, 32 × 32 patches of 14: the evaluation's window. The
     aspect ratio gives way so that all images have one shape and no pixel is lost. Ours."""
     batch_size: int = 8
-    """Images encoded at once, over all devices; memory and speed, not results."""
+    """Images encoded at once by each process, over its devices; memory and speed, not results."""
     compute: str = "float32"
     """What the encoder computes in: "float32", or "bfloat16", for accelerators."""
     dtype: str = "float16"
     """What is kept: "float16", or "int8" with a scale for each patch, half the size. Ours."""
     threads: int = 16
-    """Images decoded at once by each process; speed, not results."""
+    """Images decoded, or records read, at once by each process; speed, not results."""
 
 
 @dataclasses.dataclass

@@ -5,15 +5,19 @@
 Reads WORKDIR/pseudo_labels, runs the frozen vision encoder over every image, and writes one shard
 of WORKDIR/features for each shard there. Run again to continue: a shard that is there stays, unless
 the labels or the encoder that it was made from have changed. Batches are split over the devices of
-a host, shards are divided between hosts.
+a host, shards are divided between hosts: start it on each, with JAX_COORDINATOR_ADDRESS,
+JAX_NUM_PROCESSES and JAX_PROCESS_ID set.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
+import itertools
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from fmbseg_jax import logs, program, sharding, workfolder
 from fmbseg_jax.config import Config, flatten
 from fmbseg_jax.data import example, images, pipeline
 from fmbseg_jax.data.tfrecord import RecordSource, ShardWriter, find_shards, shard_name
+from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import weights
 from fmbseg_jax.patches import PatchEncoder, encode
 
@@ -38,22 +43,27 @@ def write_features(config: Config, workdir: Path) -> None:
     folder = workdir / "features"
     folder.mkdir(exist_ok=True)
     vision = {"source": config.models.vision, "hash": weights.content_hash(config.models.vision)}
-    shards = [
-        _Shard(folder, i, len(inputs), RecordSource([path]), vision["hash"])
-        for i, path in enumerate(inputs)
-    ]
+    options = config.features
+    made_by = {
+        "vision": vision["hash"],
+        **{name: getattr(options, name) for name in ("size", "compute", "dtype")},
+    }
+    shards = [_Shard(folder, i, len(inputs), path, made_by) for i, path in enumerate(inputs)]
     mine = shards[jax.process_index() :: jax.process_count()]
     missing = [shard for shard in mine if not shard.done]
     if changed := sum(shard.path.exists() for shard in missing):
-        print(f"{changed} shards in {folder} came from other labels or weights: made again.")
+        print(
+            f"{changed} shards in {folder} came from other labels, weights or settings: made again."
+        )
     if missing:
-        total, to_do = (sum(len(shard.labelled) for shard in some) for some in (mine, missing))
+        total, to_do = (sum(shard.size for shard in some) for some in (mine, missing))
         frozen = _Frozen(config, len(metadata["words"]))
+        records = frozen.records(RecordSource([shard.labelled for shard in missing]))
         with logs.progress(total, "features", total - to_do) as bar:
             for shard in missing:
                 with shard.writer() as writer:
-                    for features in frozen.features(shard.labelled):
-                        writer.write(example.encode(features))
+                    for record in itertools.islice(records, shard.size):
+                        writer.write(record)
                         bar.update()
         print(frozen.speed())
     sharding.wait_for_all("features")
@@ -64,12 +74,16 @@ def write_features(config: Config, workdir: Path) -> None:
 class _Shard:
     """A shard of features, and what it has to be made from."""
 
-    def __init__(self, folder: Path, index: int, count: int, labelled: RecordSource, vision: str):
+    def __init__(
+        self, folder: Path, index: int, count: int, labelled: Path, made_by: dict[str, Any]
+    ):
         self.path = folder / shard_name(
             example.dataset_name(example.PatchFeatures), "train", index, count
         )
         self.labelled = labelled
-        self._facts = {"labels": labelled.digest, "vision": vision}
+        source = RecordSource([labelled])
+        self.size = len(source)
+        self._facts = {"labels": source.digest, **made_by}
         self._record = folder / "progress" / f"{index:05d}.json"
 
     @property
@@ -108,7 +122,11 @@ def _finish(
 
 
 class _Frozen:
-    """The encoder over records: images are decoded ahead by threads, batches have one shape."""
+    """The encoder over records, in batches of one shape.
+
+    Threads decode the images ahead of the device, and turn what comes from it into records behind
+    it: two batches are with the device at any time, so that it need not wait for either.
+    """
 
     def __init__(self, config: Config, num_words: int):
         options, self._words = config.features, num_words
@@ -118,56 +136,63 @@ class _Frozen:
         self._apply = jax.jit(functools.partial(_halves, self._encoder.module))
         self._batch = -(-options.batch_size // self._mesh.size) * self._mesh.size
         self._threads, self._int8 = options.threads, options.dtype == "int8"
-        self._images, self._seconds, self._waited = 0, 0.0, 0.0
+        self._images, self._start, self._idle = 0, 0.0, 0.0
 
-    def features(
-        self, records: RecordSource
-    ) -> Iterator[example.PatchFeatures | example.Int8PatchFeatures]:
+    def records(self, labelled: RecordSource) -> Iterator[bytes]:
         """One record of features for each record of labels, in order."""
 
         def read(i: int) -> tuple[str, pipeline.Example]:
-            labelled = example.decode_pseudo_label(records[i])
-            return labelled.filename, self._encoder.prepare(labelled, self._words)
+            record = example.decode_pseudo_label(labelled[i])
+            return record.filename, self._encoder.prepare(record, self._words)
 
-        start = time.monotonic()
-        prepared = iter(pipeline.in_order(len(records), read, self._threads))
-        running: tuple[Array, list[tuple[str, pipeline.Example]]] | None = None
-        for _ in range(-(-len(records) // self._batch)):
-            batch = self._next(prepared, running[0] if running else None)
-            pixels = np.zeros((self._batch, *batch[0][1]["pixels"].shape), np.uint8)
-            for i, (_, one) in enumerate(batch):
-                pixels[i] = one["pixels"]  # what is left of the last batch stays black
-            computed = self._apply(self._params, sharding.distribute(self._mesh, pixels))
-            if running:
-                yield from self._fetch(*running)
-            running = computed, batch
-        if running:
-            yield from self._fetch(*running)
-        self._seconds += time.monotonic() - start
+        self._start = time.monotonic()
+        prepared = iter(pipeline.in_order(len(labelled), read, self._threads))
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            jobs: collections.deque[Future[tuple[float, list[bytes]]]] = collections.deque()
+            for _ in range(-(-len(labelled) // self._batch)):
+                batch = list(itertools.islice(prepared, self._batch))
+                pixels = np.zeros((self._batch, *batch[0][1]["pixels"].shape), np.uint8)
+                for i, (_, one) in enumerate(batch):
+                    pixels[i] = one["pixels"]  # what is left of the last batch stays black
+                split = sharding.distribute(self._mesh, pixels)
+                if jobs and jobs[-1].done():
+                    self._idle += time.monotonic() - jobs[-1].result()[0]
+                computed = self._apply(self._params, split)
+                jobs.append(pool.submit(self._encoded, computed, batch))
+                self._images += len(batch)
+                if len(jobs) > _WRITERS:
+                    yield from jobs.popleft().result()[1]
+            for job in jobs:
+                yield from job.result()[1]
 
-    def _next(self, prepared: Iterator[Any], running: Array | None) -> list[Any]:
-        """The next images. If by then the device is done with those before, it has waited."""
-        start = time.monotonic()
-        batch = [one for _, one in zip(range(self._batch), prepared, strict=False)]
-        if running is None or running.is_ready():  # type: ignore[attr-defined]
-            self._waited += time.monotonic() - start
-        return batch
-
-    def _fetch(
+    def _encoded(
         self, computed: Array, batch: list[tuple[str, pipeline.Example]]
-    ) -> Iterator[example.PatchFeatures | example.Int8PatchFeatures]:
+    ) -> tuple[float, list[bytes]]:
+        """When the device was done with a batch, and its records."""
+        computed.block_until_ready()
+        done = time.monotonic()
         grid = np.asarray([self._encoder.side] * 2, np.int32)
+        records = []
         for patches, (name, one) in zip(np.asarray(computed), batch, strict=False):
+            if not np.isfinite(patches).all():
+                raise UserError(
+                    f"The encoder gives infinite features for {name}: they do not fit float16. "
+                    "Is it the right kind of model?"
+                )
             features = example.PatchFeatures(patches, one["labels"], grid, name)
-            yield example.quantise(features) if self._int8 else features
-        self._images += len(batch)
+            records.append(example.encode(example.quantise(features) if self._int8 else features))
+        return done, records
 
     def speed(self) -> str:
         """Images a second, and the share of the time in which the device had nothing to do."""
+        seconds = time.monotonic() - self._start
         return (
-            f"{self._images / self._seconds:.1f} images/s; the device waited for images "
-            f"{self._waited / self._seconds:.0%} of the time"
+            f"{self._images / seconds:.1f} images/s; the device waited for images "
+            f"{self._idle / seconds:.0%} of the time"
         )
+
+
+_WRITERS = 2
 
 
 def _halves(module: Any, params: Any, pixels: Array) -> Array:

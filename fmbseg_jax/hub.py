@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 from fmbseg_jax.errors import UserError
+
+TOKENIZER = "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"
+_WEIGHTS = "model.safetensors", "pytorch_model.bin"
+_WANTED = "*.json", "*.txt", "*.safetensors"
 
 
 def locate(source: str) -> Path:
@@ -25,23 +30,58 @@ def locate(source: str) -> Path:
     try:
         try:  # the cache first: without a network the hub's client would retry for half a minute
             folder = Path(snapshot_download(source, local_files_only=True))
-            if weight_files(folder):
-                return folder
-        except OSError:
+            weight_files(folder)  # a download that was stopped lacks some
+            return folder
+        except (OSError, UserError):
             pass
         return Path(snapshot_download(source, allow_patterns=_wanted(source)))
     except Exception as error:  # offline, unknown id, no access: the hub client has many kinds
+        include = " ".join(f"'{pattern}'" for pattern in _WANTED)
+        name = Path(source).name
         raise UserError(
             f"{source} is neither a folder here nor to be had from the Hugging Face hub "
-            f"({type(error).__name__}). On a machine with a connection run\n"
-            f"    hf download {source} --local-dir {Path(source).name}\n"
-            "copy that folder here, and give its path instead of the id."
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}). On a machine with a "
+            f"connection run\n    hf download {source} --local-dir {name} --include {include}\n"
+            f"copy the folder {name} to this machine, and give its path in the place of the id."
         ) from None
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a model's weights: safetensors, or where there are none PyTorch's."""
-    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    """The files of a model's weights, sorted: safetensors, else PyTorch's; one, or its parts.
+
+    Raises:
+      UserError: there are none, or parts of them are missing.
+    """
+    for name in _WEIGHTS:
+        index = folder / f"{name}.index.json"
+        if not index.is_file():
+            if (folder / name).is_file():
+                return [folder / name]
+            continue
+        try:
+            parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise UserError(f"{index} lists no weight_map. Fetch it again.") from None
+        if missing := [part for part in parts if not (folder / part).is_file()]:
+            raise UserError(
+                f"{folder} lacks {len(missing)} of the {len(parts)} parts that {index.name} lists: "
+                f"{', '.join(missing)}. Fetch them again."
+            )
+        return [folder / part for part in parts]
+    raise UserError(
+        f"No weights in {folder}: expected {' or '.join(_WEIGHTS)}, or its parts with their "
+        "index.json."
+    )
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raises UserError where a folder lacks its tokenizer: an empty one would stand in for it."""
+    one_file, *two = TOKENIZER[:3]
+    if not (folder / one_file).is_file() and not all((folder / name).is_file() for name in two):
+        raise UserError(
+            f"{folder} has no tokenizer: expected {one_file}, or {' and '.join(two)}. Take them "
+            "from where the model was published."
+        )
 
 
 def _wanted(source: str) -> list[str]:
@@ -49,4 +89,4 @@ def _wanted(source: str) -> list[str]:
     from huggingface_hub import list_repo_files
 
     safe = any(name.endswith(".safetensors") for name in list_repo_files(source))
-    return ["*.json", "*.txt", "*.safetensors" if safe else "pytorch_model*.bin"]
+    return [*_WANTED] if safe else [*_WANTED[:2], "pytorch_model*.bin"]

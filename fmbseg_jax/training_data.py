@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fmbseg_jax.config import Config, flatten
-from fmbseg_jax.data.example import decode_patch_features, decode_pseudo_label, read_metadata
+from fmbseg_jax.data.example import (
+    decode_patch_features,
+    decode_pseudo_label,
+    kept_as,
+    read_metadata,
+)
 from fmbseg_jax.data.pipeline import Example
 from fmbseg_jax.data.tfrecord import RecordSource, find_shards
 from fmbseg_jax.errors import UserError
@@ -36,10 +41,10 @@ class TrainingData:
 def open_cached(workdir: Path) -> TrainingData:
     """WORKDIR/features, whatever encoder and program they come from."""
     records, metadata = _open(workdir / "features")
-    kept_as = metadata["config"].get("features.dtype", "float16")
+    dtype = kept_as(workdir / "features")
 
     def read(i: int) -> Example:
-        features = decode_patch_features(records[i], kept_as)
+        features = decode_patch_features(records[i], dtype)
         return {"patches": features.patches, "labels": features.labels.astype("int32")}
 
     width = read(0)["patches"].shape[1]
@@ -56,7 +61,8 @@ def open_online(config: Config, workdir: Path) -> TrainingData:
         prepared = encoder.prepare(decode_pseudo_label(records[i]), len(made["words"]))
         return {**prepared, "labels": prepared["labels"].astype("int32")}
 
-    ours = {name: value for name, value in flatten(config).items() if name.startswith("features.")}
+    used = "features.size", "features.compute"
+    ours = {name: value for name, value in flatten(config).items() if name in used}
     vision = {"source": source, "hash": weights.content_hash(source)}
     metadata = {
         "words": made["words"],

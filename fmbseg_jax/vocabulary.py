@@ -75,4 +75,4 @@ def prompts(words: Sequence[str], template: str = TEMPLATE) -> list[str]:
     """The sentences given to the text encoder, one for each word."""
     if template.count("{}") != 1:
         raise UserError(f"A template has one {{}} where the word goes; got {template!r}.")
-    return [template.format(word) for word in words]
+    return [template.replace("{}", word) for word in words]

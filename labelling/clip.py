@@ -139,6 +139,7 @@ def crop_corners(shape: Sequence[int], crop: int, stride: int, patch: int) -> li
 
 def _load(folder: Path) -> tuple[Any, Any]:
     """The tokenizer and the CLIPModel, float32."""
+    hub.check_tokenizer(folder)
     # Imported here: it takes seconds, and to find that a model is missing must not.
     from transformers import AutoTokenizer, CLIPModel
     from transformers.utils import logging

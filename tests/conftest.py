@@ -11,13 +11,14 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "network" not in sys.argv and "PYTEST_XDIST_WORKER" not in os.environ:  # not pytest -m network
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["FMBSEG_CACHE"] = tempfile.mkdtemp(prefix="fmbseg_cache_")
 
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
-_PURE = ["models.transformer", "models.encoders", "models.aligner", "losses"]
+_PURE = ["models.transformer", "models.positions", "models.encoders", "models.aligner", "losses"]
 _PURE += ["similarity", "sliding", "metrics"]
 _hook = install_import_hook([f"fmbseg_jax.{name}" for name in _PURE], "beartype.beartype")
 _hook.__enter__()  # for the whole run
@@ -91,7 +92,7 @@ def with_features(world, tmp_path_factory):
     return workdir
 
 
-def program(*arguments, devices: int = 1) -> list[str]:
+def program(*arguments) -> list[str]:
     """The command line of a program of ours, as a user would type it."""
     first = [sys.executable, "-m"] if not str(arguments[0]).endswith(".py") else [sys.executable]
     return [*first, *map(str, arguments)]

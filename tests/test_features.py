@@ -98,7 +98,7 @@ def test_features_follow_their_labels(with_features, world, tmp_path):
             writer.write(example.encode(other))
     before = [shard.stat().st_mtime_ns for shard in made]
     output = run("fmbseg_jax.features", *world.flags, f"--workdir={tmp_path / 'w'}").stdout
-    assert "1 shards" in output and "other labels" in output
+    assert "1 shards" in output and "came from other labels" in output
     assert [shard.stat().st_mtime_ns == t for shard, t in zip(made, before, strict=True)] == [
         True, False, True,
     ]  # fmt: skip
@@ -127,7 +127,7 @@ def _copy(with_features, tmp_path):
 
 
 def test_int8_keeps_the_directions():
-    """Cosines between patches before and after: 1 within the 1 % that is promised."""
+    """Cosines between patches before and after: 8 bits' worth, far within the 1 % promised."""
     random = np.random.default_rng(0)
     raw = random.normal(size=(500, 96)) * np.exp(random.normal(size=(500, 1)))
     raw[:, 3] *= 30  # encoders have a few channels that are far louder than the rest
@@ -138,7 +138,7 @@ def test_int8_keeps_the_directions():
     after = example.decode_patch_features(record, "int8")
     a, b = (x.patches.astype(np.float64) for x in (before, after))
     cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    assert (1 - cosine).max() < 1e-2
+    assert (1 - cosine).max() < 1e-3
     assert len(record) < 0.6 * len(example.encode(before))
     zero = dataclasses.replace(before, patches=np.zeros((500, 96), np.float16))
     assert not example.restore(example.quantise(zero)).patches.any()
@@ -200,7 +200,7 @@ def test_features_of_another_encoder_train(world, tmp_path):
     """The script in docs/data.md writes records of its own; the aligner does not care."""
     text = (ROOT / "docs" / "data.md").read_text()
     script = text.split("```python\n")[1].split("```")[0]
-    assert len(script.splitlines()) <= 26
+    assert len([line for line in script.splitlines() if line]) <= 20
     (tmp_path / "own.py").write_text(script)
     scenes.write_folder(tmp_path / "scenes", "train", 6)
     run(tmp_path / "own.py", tmp_path / "scenes", tmp_path / "w" / "features", PYTHONPATH=str(ROOT))

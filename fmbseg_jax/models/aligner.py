@@ -62,7 +62,7 @@ class Block(nn.Module):
             width=width, depth=1, heads=self.heads, mlp_width=width * self.mlp_ratio
         )
         x = transformer.Block(spec, name="block")(patches)
-        x = nn.LayerNorm(spec.epsilon, name="norm")(x)
+        x = transformer.layer_norm(spec, name="norm")(x)
         return unit(nn.Dense(self.output, name="projection")(x))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import specs, tables, weights
 from fmbseg_jax.models.positions import Rotation, resize_positions, rotary
 from fmbseg_jax.models.specs import TextSpec, VisionSpec
-from fmbseg_jax.models.transformer import Block, Transformer
+from fmbseg_jax.models.transformer import Block, Transformer, dense, layer_norm, precision
 
 
 class Tokens(NamedTuple):
@@ -43,7 +44,10 @@ class Embedding(nn.Module):
     def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b t d"]:
         spec, width = self.spec, self.spec.transformer.width
         zeros, patch = nn.initializers.zeros, (spec.patch, spec.patch)
-        x = nn.Conv(width, patch, patch, "VALID", use_bias=not spec.clip, name="patch")(images)
+        x = nn.Conv(
+            width, patch, patch, "VALID",
+            use_bias=not spec.clip, precision=precision("float32"), name="patch",
+        )(images)  # fmt: skip
         b, h, w, _ = x.shape
         x = x.reshape(b, h * w, width)
         first = self.param("cls", zeros, (width,))
@@ -69,7 +73,7 @@ class VisionEncoder(nn.Module):
         spec, grid = self.spec, _grid(images, self.spec)
         x = Embedding(spec, name="embedding")(images)
         x = Transformer(spec.transformer, name="transformer")(x, _rotation(spec, grid))
-        x = nn.LayerNorm(spec.transformer.epsilon, name="norm")(x)
+        x = layer_norm(spec.transformer, name="norm")(x)
         patches = x[:, 1 + spec.registers :]
         return Tokens(x[:, 0], patches.reshape(x.shape[0], *grid, x.shape[-1]))
 
@@ -87,12 +91,12 @@ class ClipVisionEncoder(nn.Module):
     def __call__(self, images: Float[Array, "b H W 3"]) -> Tokens:
         spec, blocks = self.spec, self.spec.transformer
         x = Embedding(spec, name="embedding")(images)
-        x = nn.LayerNorm(blocks.epsilon, name="norm_before")(x)
+        x = layer_norm(blocks, name="norm_before")(x)
         all_but_last = dataclasses.replace(blocks, depth=blocks.depth - 1)
         x = Transformer(all_but_last, name="transformer")(x)
         last = Block(blocks, name="last")
-        norm = nn.LayerNorm(blocks.epsilon, name="norm")
-        project = nn.Dense(spec.output, use_bias=False, dtype=blocks.dtype, name="projection")
+        norm = layer_norm(blocks, name="norm")
+        project = dense(blocks, spec.output, use_bias=False, name="projection")
         cls, patches = project(norm(last(x)[:, 0])), project(norm(last.values(x)[:, 1:]))
         return Tokens(cls, patches.reshape(x.shape[0], *_grid(images, spec), spec.output))
 
@@ -120,12 +124,11 @@ class TextEncoder(nn.Module):
         x = nn.Embed(spec.vocabulary, width, name="tokens")(ids).astype(jnp.float32)
         x = x + positions[: ids.shape[1]]
         x = Transformer(spec.transformer, name="transformer")(x)
-        x = nn.LayerNorm(spec.transformer.epsilon, name="norm")(x)
+        x = layer_norm(spec.transformer, name="norm")(x)
         # Padding follows the first end token; the mask is causal, so it changes nothing.
         end = jnp.argmax(ids == spec.end, axis=1)
         x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
-        dtype = spec.transformer.dtype
-        return nn.Dense(spec.output, use_bias=False, dtype=dtype, name="projection")(x)
+        return dense(spec.transformer, spec.output, use_bias=False, name="projection")(x)
 
 
 def load_vision(source: str, dtype: str = "float32") -> tuple[VisionEncoder, dict[str, Any]]:
@@ -151,7 +154,7 @@ def load_vision(source: str, dtype: str = "float32") -> tuple[VisionEncoder, dic
             f"{', '.join(kinds)}, such as facebook/dinov2-base."
         )
     describe, table = kinds[config["model_type"]]
-    spec = _with_dtype(_with_pixels(describe(config), folder), dtype)
+    spec = _with_dtype(_with_pixels(_described(describe, config, source), folder), dtype)
     module = VisionEncoder(spec)
     return module, weights.convert(folder, table(spec), module, _example(spec))
 
@@ -161,7 +164,8 @@ def load_clip_vision(
 ) -> tuple[ClipVisionEncoder, dict[str, Any]]:
     """A CLIP checkpoint's vision tower as a Flax module and its params; see `load_vision`."""
     folder = hub.locate(source)
-    spec = _with_pixels(specs.clip_vision(_clip_config(folder, source)), folder)
+    spec = _described(specs.clip_vision, _clip_config(folder, source), source)
+    spec = _with_pixels(spec, folder)
     module = ClipVisionEncoder(_with_dtype(spec, dtype))
     table = tables.clip_vision(module.spec)
     return module, weights.convert(folder, table, module, _example(spec))
@@ -176,6 +180,7 @@ def load_text(source: str, dtype: str = "float32") -> tuple[TextEncoder, dict[st
     from transformers import CLIPTokenizer  # half a second that programs without words save
 
     spec, folder = text_spec(source), hub.locate(source)
+    hub.check_tokenizer(folder)
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     # The published configs name 2 as the end token, which no sentence ends with.
     spec = dataclasses.replace(spec, end=tokenizer.eos_token_id)
@@ -187,7 +192,7 @@ def load_text(source: str, dtype: str = "float32") -> tuple[TextEncoder, dict[st
 
 def text_spec(source: str) -> TextSpec:
     """The text tower of a CLIP checkpoint, without loading it."""
-    return specs.clip_text(_clip_config(hub.locate(source), source))
+    return _described(specs.clip_text, _clip_config(hub.locate(source), source), source)
 
 
 def _example(spec: VisionSpec) -> Array:
@@ -201,7 +206,7 @@ def _with_dtype(spec: Any, dtype: str) -> Any:
 def _with_pixels(spec: VisionSpec, folder: Path) -> VisionSpec:
     """With the normalisation in the folder's preprocessor_config.json, where it has one."""
     path = folder / "preprocessor_config.json"
-    processor = json.loads(path.read_text()) if path.is_file() else {}
+    processor = _read_json(path) if path.is_file() else {}
     mean, std = processor.get("image_mean", spec.mean), processor.get("image_std", spec.std)
     return dataclasses.replace(spec, mean=tuple(mean), std=tuple(std))
 
@@ -210,7 +215,23 @@ def _config(folder: Path, source: str) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{source} has no config.json; give a folder in Hugging Face layout.")
-    return json.loads(path.read_text())
+    return _read_json(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}). Fetch it again.") from None
+
+
+def _described(describe: Callable[[Any], Any], config: dict[str, Any], source: str) -> Any:
+    try:
+        return describe(config)
+    except KeyError as error:
+        raise UserError(
+            f"The config.json of {source} lacks {error}. Take it from where the model is published."
+        ) from None
 
 
 def _clip_config(folder: Path, source: str) -> dict[str, Any]:

@@ -7,46 +7,48 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from fmbseg_jax.models.specs import TextSpec, VisionSpec
 
-
-def _keep(tensor: np.ndarray) -> np.ndarray:
-    return tensor
+_Shape = tuple[int, ...]
 
 
-def _flat(tensor: np.ndarray) -> np.ndarray:
-    return tensor.reshape(-1)
+class Layout(NamedTuple):
+    """How a tensor is laid out in the published file, and how ours comes of it."""
+
+    published: Callable[[_Shape], _Shape]
+    """From our shape to theirs."""
+    convert: Callable[[np.ndarray], np.ndarray]
+    """From their tensor to ours."""
 
 
-def _rows(tensor: np.ndarray) -> np.ndarray:
-    return tensor[0]
+_KEEP = Layout(lambda ours: ours, lambda tensor: tensor)
+_FLAT = Layout(lambda ours: (1, 1, *ours), lambda tensor: tensor[0, 0])
+_ROWS = Layout(lambda ours: (1, *ours), lambda tensor: tensor[0])
+# torch's Linear holds [out, in], its Conv2d [out, in, h, w]; ours [in, out] and [h, w, in, out].
+_TRANSPOSE = Layout(lambda ours: ours[::-1], lambda tensor: tensor.T)
+_CONV = Layout(
+    lambda ours: (ours[3], ours[2], *ours[:2]), lambda tensor: tensor.transpose(2, 3, 1, 0)
+)
 
 
-def _transpose(tensor: np.ndarray) -> np.ndarray:
-    return tensor.T  # torch's Linear holds [out, in]
+def _halves(shape: _Shape) -> _Shape:
+    return (2 * shape[-1], *shape[:-1])
 
 
-def _conv(tensor: np.ndarray) -> np.ndarray:
-    return tensor.transpose(2, 3, 1, 0)  # [out, in, h, w] → [h, w, in, out]
+_FIRST_HALF = Layout(_halves, lambda tensor: tensor[: len(tensor) // 2].T)
+_SECOND_HALF = Layout(_halves, lambda tensor: tensor[len(tensor) // 2 :].T)
 
 
-def _first_half(tensor: np.ndarray) -> np.ndarray:
-    return tensor[: len(tensor) // 2].T
-
-
-def _second_half(tensor: np.ndarray) -> np.ndarray:
-    return tensor[len(tensor) // 2 :].T
-
-
-_Entries = dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]]
+_Entries = dict[str, tuple[str, Layout]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Our path → (their name, change of layout); `unused` matches names left out on purpose."""
+    """Our path → (their name, its layout); `unused` matches names left out on purpose."""
 
     entries: _Entries
     unused: str
@@ -62,7 +64,7 @@ def dinov2(spec: VisionSpec) -> Table:
             entries |= _dense(f"{ours}/attention/{name}", f"{theirs}.attention.attention.{name}")
         entries |= _dense(f"{ours}/attention/out", f"{theirs}.attention.output.dense")
         if spec.transformer.gated:
-            for name, half in (("gate", _first_half), ("up", _second_half)):
+            for name, half in (("gate", _FIRST_HALF), ("up", _SECOND_HALF)):
                 entries[f"{ours}/mlp/{name}/kernel"] = (f"{theirs}.mlp.weights_in.weight", half)
                 entries[f"{ours}/mlp/{name}/bias"] = (f"{theirs}.mlp.weights_in.bias", half)
             entries |= _dense(f"{ours}/mlp/down", f"{theirs}.mlp.weights_out")
@@ -97,9 +99,9 @@ _MASK_TOKEN = r"embeddings\.mask_token"  # only their training masks patches
 def clip_text(spec: TextSpec) -> Table:
     """The text tower in Hugging Face's CLIPModel."""
     entries: _Entries = {
-        "tokens/embedding": ("text_model.embeddings.token_embedding.weight", _keep),
-        "positions": ("text_model.embeddings.position_embedding.weight", _keep),
-        "projection/kernel": ("text_projection.weight", _transpose),
+        "tokens/embedding": ("text_model.embeddings.token_embedding.weight", _KEEP),
+        "positions": ("text_model.embeddings.position_embedding.weight", _KEEP),
+        "projection/kernel": ("text_projection.weight", _TRANSPOSE),
         **_norm("norm", "text_model.final_layer_norm"),
     }
     for i in range(spec.transformer.depth):
@@ -111,10 +113,10 @@ def clip_text(spec: TextSpec) -> Table:
 def clip_vision(spec: VisionSpec) -> Table:
     """The vision tower in Hugging Face's CLIPModel."""
     entries: _Entries = {
-        "embedding/cls": ("vision_model.embeddings.class_embedding", _keep),
-        "embedding/positions": ("vision_model.embeddings.position_embedding.weight", _keep),
-        "embedding/patch/kernel": ("vision_model.embeddings.patch_embedding.weight", _conv),
-        "projection/kernel": ("visual_projection.weight", _transpose),
+        "embedding/cls": ("vision_model.embeddings.class_embedding", _KEEP),
+        "embedding/positions": ("vision_model.embeddings.position_embedding.weight", _KEEP),
+        "embedding/patch/kernel": ("vision_model.embeddings.patch_embedding.weight", _CONV),
+        "projection/kernel": ("visual_projection.weight", _TRANSPOSE),
         **_norm("norm_before", "vision_model.pre_layrnorm"),  # their spelling
         **_norm("norm", "vision_model.post_layernorm"),
     }
@@ -127,14 +129,14 @@ def clip_vision(spec: VisionSpec) -> Table:
 
 def _embedding(spec: VisionSpec, patch: str) -> _Entries:
     entries: _Entries = {
-        "embedding/cls": ("embeddings.cls_token", _flat),
-        "embedding/patch/kernel": (f"{patch}.weight", _conv),
-        "embedding/patch/bias": (f"{patch}.bias", _keep),
+        "embedding/cls": ("embeddings.cls_token", _FLAT),
+        "embedding/patch/kernel": (f"{patch}.weight", _CONV),
+        "embedding/patch/bias": (f"{patch}.bias", _KEEP),
     }
     if not spec.rope:
-        entries["embedding/positions"] = ("embeddings.position_embeddings", _rows)
+        entries["embedding/positions"] = ("embeddings.position_embeddings", _ROWS)
     if spec.registers:
-        entries["embedding/registers"] = ("embeddings.register_tokens", _rows)
+        entries["embedding/registers"] = ("embeddings.register_tokens", _ROWS)
     return entries
 
 
@@ -143,7 +145,7 @@ def _norms_and_scales(ours: str, theirs: str) -> _Entries:
     entries: _Entries = {}
     for j in (1, 2):
         entries |= _norm(f"{ours}/norm{j}", f"{theirs}.norm{j}")
-        entries[f"{ours}/scale{j}"] = (f"{theirs}.layer_scale{j}.lambda1", _keep)
+        entries[f"{ours}/scale{j}"] = (f"{theirs}.layer_scale{j}.lambda1", _KEEP)
     return entries
 
 
@@ -160,13 +162,13 @@ def _clip_block(ours: str, theirs: str) -> _Entries:
 
 def _dense(ours: str, theirs: str) -> _Entries:
     return {
-        f"{ours}/kernel": (f"{theirs}.weight", _transpose),
-        f"{ours}/bias": (f"{theirs}.bias", _keep),
+        f"{ours}/kernel": (f"{theirs}.weight", _TRANSPOSE),
+        f"{ours}/bias": (f"{theirs}.bias", _KEEP),
     }
 
 
 def _norm(ours: str, theirs: str) -> _Entries:
     return {
-        f"{ours}/scale": (f"{theirs}.weight", _keep),
-        f"{ours}/bias": (f"{theirs}.bias", _keep),
+        f"{ours}/scale": (f"{theirs}.weight", _KEEP),
+        f"{ours}/bias": (f"{theirs}.bias", _KEEP),
     }

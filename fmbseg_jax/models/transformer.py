@@ -58,9 +58,25 @@ class Spec:
     branches add to are float32 in either case."""
 
 
-def _dense(spec: Spec, width: int = 0, **options: Any) -> nn.Dense:
+def dense(spec: Spec, width: int = 0, **options: Any) -> nn.Dense:
     """A linear layer of `width` or the spec's; multiplies in its dtype, sums in float32."""
-    return nn.Dense(width or spec.width, dtype=spec.dtype, dot_general=_dot_general, **options)
+    return nn.Dense(
+        width or spec.width,
+        dtype=spec.dtype,
+        precision=precision(spec.dtype),
+        dot_general=_dot_general,
+        **options,
+    )
+
+
+def precision(dtype: Any) -> jax.lax.Precision | None:
+    """Full for float32: GPUs and TPUs would otherwise round its factors to 10 or 7 bits."""
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def layer_norm(spec: Spec, **options: Any) -> nn.LayerNorm:
+    """Computes the variance from differences: E[x²] - E[x]² cancels where the mean is large."""
+    return nn.LayerNorm(spec.epsilon, use_fast_variance=False, **options)
 
 
 _dot_general = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
@@ -72,8 +88,8 @@ class Attention(nn.Module):
     spec: Spec
 
     def setup(self) -> None:
-        self.query, self.value, self.out = (_dense(self.spec) for _ in range(3))
-        self.key = _dense(self.spec, use_bias=self.spec.key_bias)
+        self.query, self.value, self.out = (dense(self.spec) for _ in range(3))
+        self.key = dense(self.spec, use_bias=self.spec.key_bias)
 
     def __call__(
         self, x: Float[Array, "b t d"], rotation: Rotation | None = None
@@ -103,11 +119,26 @@ def attend(
     The softmax is float32; on a GPU, halves go to cuDNN's flash attention.
     """
     whole = functools.partial(jax.nn.dot_product_attention, is_causal=causal)
-    if query.dtype == jnp.bfloat16 and jax.default_backend() == "gpu":
+    if jax.default_backend() == "gpu" and has_flash(query, _compute_capability()):
         return whole(query, key, value, implementation="cudnn")
-    if causal or query.shape[1] < _MANY_TOKENS:
-        return whole(query, key, value)
-    return jax.lax.platform_dependent(query, key, value, cpu=_head_by_head, default=whole)
+    with jax.default_matmul_precision("highest" if query.dtype == jnp.float32 else "default"):
+        if causal or query.shape[1] < _MANY_TOKENS:
+            return whole(query, key, value)
+        return jax.lax.platform_dependent(query, key, value, cpu=_head_by_head, default=whole)
+
+
+def has_flash(query: Float[Array, "b t h c"], capability: float) -> bool:
+    """Whether cuDNN has flash attention for such queries on a GPU of this compute capability."""
+    channels = query.shape[-1]
+    fits = channels % 8 == 0 and channels <= 128
+    return query.dtype == jnp.bfloat16 and fits and capability >= 8
+
+
+def _compute_capability() -> float:
+    try:
+        return float(jax.devices()[0].compute_capability)
+    except (AttributeError, ValueError):  # not NVIDIA's
+        return 0.0
 
 
 _MANY_TOKENS = 256  # of one head, t² similarities fill a CPU core's cache
@@ -116,8 +147,9 @@ _MANY_TOKENS = 256  # of one head, t² similarities fill a CPU core's cache
 def _head_by_head(query: Array, key: Array, value: Array) -> Array:
     """On a CPU the t × t similarities of one head stay in the cache, those of all heads do not.
 
-    A third of the time at 1,024 tokens. The softmax is divided by its sums after the product with
-    the values, a pass over t × t less. The backward pass computes the similarities again.
+    The softmax is divided by its sums after the product with the values, a pass over t × t less.
+    The backward pass computes the similarities again. On several CPU devices, which only tests
+    have, XLA gathers the batch first: right, not fast.
     """
     b, t, h, c = query.shape
 
@@ -142,12 +174,12 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         spec, activation = self.spec, ACTIVATIONS[self.spec.activation]
-        hidden = _dense(spec, spec.mlp_width, name="up")(x)
+        hidden = dense(spec, spec.mlp_width, name="up")(x)
         if spec.gated:
-            hidden = activation(_dense(spec, spec.mlp_width, name="gate")(x)) * hidden
+            hidden = activation(dense(spec, spec.mlp_width, name="gate")(x)) * hidden
         else:
             hidden = activation(hidden)
-        return _dense(spec, name="down")(hidden)
+        return dense(spec, name="down")(hidden)
 
 
 class Block(nn.Module):
@@ -157,7 +189,7 @@ class Block(nn.Module):
 
     def setup(self) -> None:
         self.attention, self.mlp = Attention(self.spec), Mlp(self.spec)
-        self.norm1, self.norm2 = (nn.LayerNorm(self.spec.epsilon) for _ in range(2))
+        self.norm1, self.norm2 = (layer_norm(self.spec) for _ in range(2))
         if self.spec.layer_scale:
             shape = (self.spec.width,)
             self.scale1, self.scale2 = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -47,42 +47,38 @@ def convert(folder: Path, table: Table, module: nn.Module, example: Array) -> di
         if not re.fullmatch(table.unused, name)
     ]
     params = {}
-    for ours, (theirs, change) in table.entries.items():
-        if theirs in files:
-            tensor = change(files[theirs]())
-            if tensor.shape != shapes[ours]:
-                faults.append(f"misshapen: {theirs} gives {tensor.shape}, expected {shapes[ours]}")
-            matrix = ours.endswith("kernel")
-            dtype = module.spec.transformer.dtype if matrix else "float32"
-            params[tuple(ours.split("/"))] = jnp.asarray(tensor, dtype)
+    for ours, (theirs, layout) in table.entries.items():
+        if theirs not in files:
+            continue
+        tensor, wanted = files[theirs](), layout.published(shapes[ours])
+        if tensor.shape != wanted:
+            faults.append(f"misshapen: {theirs} is {tensor.shape}, expected {wanted}")
+            continue
+        matrix = ours.endswith("kernel")
+        dtype = module.spec.transformer.dtype if matrix else "float32"
+        params[tuple(ours.split("/"))] = jnp.asarray(layout.convert(tensor), dtype)
     if faults:
+        listed = list(dict.fromkeys(faults))  # a tensor of two halves is named once
         raise UserError(
-            f"The weights in {folder} do not fit its config.json:\n  " + "\n  ".join(faults[:20])
+            f"The weights in {folder} do not fit its config.json:\n  " + "\n  ".join(listed)
         )
     return unflatten_dict(params)
 
 
 def _open_files(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
     """How to read each tensor, by its published name: safetensors, else pytorch_model.bin."""
-    for name, read in (("model.safetensors", _safetensors), ("pytorch_model.bin", _pickled)):
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        elif (folder / name).is_file():
-            parts = [name]
-        else:
-            continue
-        tensors: dict[str, Callable[[], np.ndarray]] = {}
-        for part in parts:
-            try:
-                tensors |= read(folder / part)
-            except Exception as error:  # both libraries' readers raise many kinds
-                raise UserError(f"{folder / part} is damaged ({error}). Fetch it again.") from None
-        return tensors
-    raise UserError(
-        f"No weights in {folder}: expected model.safetensors or pytorch_model.bin, or its parts "
-        "with their index.json."
-    )
+    tensors: dict[str, Callable[[], np.ndarray]] = {}
+    for path in hub.weight_files(folder):
+        try:
+            tensors |= _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"{path} is refused or damaged: {str(error).splitlines()[0]}. Only tensors are "
+                "read from such files, never code. Fetch it again, or take its safetensors."
+            ) from None
+        except Exception as error:  # both libraries' readers raise many kinds
+            raise UserError(f"{path} is damaged ({error}). Fetch it again.") from None
+    return tensors
 
 
 def _safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:
@@ -108,8 +104,13 @@ def _from_torch(tensor: Any) -> np.ndarray:
 
 
 def content_hash(source: str) -> str:
-    """SHA-256 (first 16 digits) of a model's weights: which encoder an export belongs to."""
-    files = hub.weight_files(hub.locate(source))
+    """SHA-256 (first 16 digits) of a model's files: which encoder an export belongs to.
+
+    Of its weights, and of what changes its numbers beside them: sizes, normalisation, tokenizer.
+    """
+    folder = hub.locate(source)
+    beside = [folder / name for name in ("config.json", "preprocessor_config.json", *hub.TOKENIZER)]
+    files = [*hub.weight_files(folder), *(path for path in beside if path.is_file())]
     return _hash_files(tuple((path, path.stat().st_mtime_ns) for path in files))
 
 
