@@ -11,17 +11,18 @@ from collections.abc import Iterator
 import numpy as np
 
 from fmbseg_jax.vocabulary import IGNORE
+from labelling.masks import Masks
 
 _STRIP_BYTES = 1 << 26
 
 
 def compose(
-    masks: np.ndarray, mask_words: np.ndarray, similarities: np.ndarray, combine: str
+    masks: Masks, mask_words: np.ndarray, similarities: np.ndarray, combine: str
 ) -> np.ndarray:
     """Gives each pixel the word of one of the masks that cover it; IGNORE where there is none.
 
     Args:
-      masks: bool [m, H, W].
+      masks: m masks of H × W pixels.
       mask_words: int [m], index into the last axis of `similarities`.
       similarities: float32 [h, w, f], patches by words.
       combine: "similarity": the covering mask's word that is most similar to the pixel wins (of
@@ -31,20 +32,22 @@ def compose(
     Returns:
       uint16 [H, W], indices into the last axis of `similarities`.
     """
-    labels = np.full(masks.shape[1:], IGNORE, np.uint16)
+    labels = np.full(masks.size, IGNORE, np.uint16)
     if not len(masks):
         return labels
     if combine == "area":
-        order = np.lexsort((-np.arange(len(masks)), np.count_nonzero(masks, axis=(1, 2))))
-        for rows in _strips(masks.shape[1:], len(masks)):
-            candidates = masks[order, rows]
+        order = np.lexsort((-np.arange(len(masks)), masks.areas()))
+        masks = masks[order]
+        for rows in _strips(masks.size, len(masks)):
+            candidates = masks.rows(rows)
             winner = mask_words[order][candidates.argmax(0)]
             labels[rows] = np.where(candidates.any(0), winner, IGNORE)
         return labels
     order = np.argsort(mask_words, kind="stable")
     present, starts = np.unique(mask_words[order], return_index=True)
-    for rows, values in pixel_similarities(similarities[..., present], masks.shape[1:]):
-        covered = np.logical_or.reduceat(masks[order, rows], starts, axis=0)
+    masks = masks[order]
+    for rows, values in pixel_similarities(similarities[..., present], masks.size):
+        covered = masks.unions(starts, rows)
         winner = present[np.where(covered, values, -np.inf).argmax(0)]
         labels[rows] = np.where(covered.any(0), winner, IGNORE)
     return labels

@@ -85,7 +85,7 @@ def word_pictures(
     masks = []
     for stage in (11, 12):
         chosen = (scene.mask_words == index) & (scene.mask_stages == stage)
-        labels = np.where(scene.masks[chosen].any(0), word, IGNORE)
+        labels = np.where(scene.masks[chosen].union(), word, IGNORE)
         masks.append(figures.overlay(image, labels, len(words)))
     return [picture, similarity_map(scene.similarities[..., word], image.shape[:2]), *masks]
 

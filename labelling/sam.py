@@ -1,54 +1,70 @@
 """SAM: one image embedding, then masks from query points and automatic masks (paper, section 3.2).
 
 The rules are those of segment-anything's SamPredictor and SamAutomaticMaskGenerator (without
-crops), and so are the results; but the image is encoded once for both, and masks wait at low
-resolution until all that can be checked there has been.
+crops), and so are the results; but the image is encoded once for both, and masks stay at low
+resolution (a quarter of the encoder's) until it is known which are kept.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.functional import interpolate
 
 from fmbseg_jax import config
 from fmbseg_jax.data import images
 from labelling import sam_checkpoint
-from labelling.meta_sam import nms, segment_anything
+from labelling.meta_sam import nms
+from labelling.sam_decoder import MaskDecoder
 
 _VALUES_AT_ONCE = 1 << 26
 """Logits brought to full resolution at once; memory, not results."""
-
-
-_Attention: Any = segment_anything.modeling.transformer.Attention
+_COUNTED_WHOLE = 1 << 21
+"""Masks of images of at most so many pixels are measured (area, stability, box) at full resolution,
+as Meta does; of larger images at the encoder's, where a mask costs a megapixel and not dozens."""
 
 
 class Embedding(NamedTuple):
     """An encoded image."""
 
     features: torch.Tensor
-    """float32 [1, c, g, g]."""
+    """[1, c, g, g]."""
     input_size: tuple[int, int]
     """(H, W) of the image as the encoder saw it, before padding."""
     size: tuple[int, int]
     """(H, W) of the image itself."""
 
 
+class LowMasks(NamedTuple):
+    """Masks at low resolution."""
+
+    logits: torch.Tensor
+    """float32 [m, 4 g, 4 g], over the padded square that the encoder saw."""
+    ious: torch.Tensor
+    """float32 [m], predicted IoU."""
+
+
 class Sam:
     """A published SAM. Points are (x, y) in pixels of the image, a pixel's centre at + 0.5."""
 
-    def __init__(self, path: str | Path, device: str = "cpu"):
-        """path: a checkpoint file as Meta publishes it."""
+    def __init__(self, path: str | Path, device: str = "cpu", dtype: str = "float32"):
+        """Loads a model.
+
+        Args:
+          path: a checkpoint as Meta publishes it.
+          dtype: what is multiplied: "float32", or half of it, "float16" or "bfloat16".
+        """
         self.model = sam_checkpoint.load(path, device)
         self.device = device
-        self._position = self.model.prompt_encoder.get_dense_pe()
-        for module in self.model.mask_decoder.modules():
-            if isinstance(module, _Attention):
-                module.forward = functools.partial(_attend, module)
+        self.decoder = MaskDecoder(self.model)
+        self._encode: Any = self.model.image_encoder
+        if torch.device(device).type == "cuda":
+            self._encode = torch.compile(self._encode)  # its input has one shape
+        self._dtype = getattr(torch, dtype)
 
     @torch.inference_mode()
     def embed(self, image: np.ndarray) -> Embedding:
@@ -59,35 +75,25 @@ class Sam:
         size = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
         pixels = torch.from_numpy(images.resize(image, size).copy()).permute(2, 0, 1)
         pixels = self.model.preprocess(pixels.to(self.device))
-        return Embedding(self.model.image_encoder(pixels[None]), size, (height, width))
+        with self._half():
+            return Embedding(self._encode(pixels[None]), size, (height, width))
 
     @torch.inference_mode()
-    def point_masks(
-        self, embedding: Embedding, points: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def point_masks(self, embedding: Embedding, points: torch.Tensor) -> LowMasks:
         """One mask for each group of points: of three, the one of highest confidence (3.2, 1.1).
 
         Args:
           points: float [p, k, 2], k points on each of p objects.
-
-        Returns:
-          Masks, bool [p, H, W], and predicted IoU, float32 [p].
         """
-        logits, ious = self._decode(embedding, points)
-        ious, best = ious.max(1)
-        logits = logits[torch.arange(len(logits)), best]
-        masks = [chunk > self.model.mask_threshold for chunk in self._upsample(logits, embedding)]
-        return torch.cat(masks), ious
+        with self._half():
+            decoded = self.decoder.decode(embedding.features, _to_input(points, embedding))
+            ious, best = decoded.ious.max(1)
+            prompts = torch.arange(len(points), device=best.device)
+            return LowMasks(self.decoder.masks(decoded, prompts, best), ious)
 
     @torch.inference_mode()
-    def automatic_masks(
-        self, embedding: Embedding, options: config.Sam
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Masks of everything: a grid of single points, then filters and NMS (3.2, stage 1.2).
-
-        Returns:
-          Masks, bool [m, H, W], best first, and predicted IoU, float32 [m].
-        """
+    def automatic_masks(self, embedding: Embedding, options: config.Sam) -> LowMasks:
+        """Masks of everything, best first: a grid of single points, filters and NMS (3.2, 1.2)."""
         grid = point_grid(options.points_per_side, embedding.size).to(self.device)
         kept = [
             self._survivors(embedding, points[:, None], options)
@@ -95,68 +101,68 @@ class Sam:
         ]
         logits, ious, boxes = (torch.cat(parts) for parts in zip(*kept, strict=True))
         best = nms(boxes, ious, options.nms)
-        height, width = embedding.size
-        masks = [
-            chunk > self.model.mask_threshold for chunk in self._upsample(logits[best], embedding)
-        ]
-        empty = torch.zeros(0, height, width, dtype=torch.bool, device=self.device)
-        return torch.cat([empty, *masks]), ious[best]
+        return LowMasks(logits[best], ious[best])
+
+    @torch.inference_mode()
+    def full_size(self, embedding: Embedding, logits: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Low masks, [m, 4 g, 4 g] → chunks of them at the size of the image, bool [·, H, W]."""
+        for chunk in self._resized(embedding, logits, embedding.size):
+            yield chunk > self.model.mask_threshold
 
     def _survivors(
         self, embedding: Embedding, points: torch.Tensor, options: config.Sam
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The masks of a batch of points that pass: logits [s, l, l], IoU [s], boxes [s, 4].
-
-        Areas and stability are counted at full resolution, as Meta does; the logits are handed on
-        at low resolution, since NMS will drop most of them.
-        """
-        logits, ious = self._decode(embedding, points)
-        logits, ious = logits.flatten(0, 1), ious.flatten()
-        if options.pred_iou > 0:
-            confident = ious > options.pred_iou
-            logits, ious = logits[confident], ious[confident]
-        size = embedding.size[0] * embedding.size[1]
-        keep, boxes = [], []
-        for chunk in self._upsample(logits, embedding):
+        """The masks of a batch of points that pass: logits [s, l, l], IoU [s], boxes [s, 4]."""
+        with self._half():
+            decoded = self.decoder.decode(embedding.features, _to_input(points, embedding))
+            confident = decoded.ious > (options.pred_iou or -torch.inf)
+            prompt, index = confident.nonzero(as_tuple=True)
+            logits = self.decoder.masks(decoded, prompt, index)
+        height, width = embedding.size
+        whole = height * width <= _COUNTED_WHOLE
+        size = embedding.size if whole else embedding.input_size
+        keep, boxes = [], [torch.zeros(0, 4, device=logits.device)]
+        for chunk in self._resized(embedding, logits, size):
             masks = chunk > self.model.mask_threshold
-            share = _area(masks) / size
+            share = _area(masks) / (size[0] * size[1])
             good = (share > 0) & (share >= options.min_area) & (share <= options.max_area)
             if options.stability > 0:
                 inner, outer = _area(chunk > 1), _area(chunk > -1)
                 good &= inner / outer >= options.stability
             keep.append(good)
             boxes.append(mask_boxes(masks[good]))
-        if not keep:
-            return logits, ious, torch.zeros(0, 4, device=self.device)
-        good = torch.cat(keep)
-        return logits[good], ious[good], torch.cat(boxes)
+        good = torch.cat(keep) if keep else torch.zeros(0, dtype=torch.bool, device=logits.device)
+        return logits[good], decoded.ious[prompt, index][good], torch.cat(boxes)
 
-    def _decode(
-        self, embedding: Embedding, points: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Points [p, k, 2] → three masks each, logits [p, 3, l, l], and predicted IoU [p, 3]."""
-        seen, size = (torch.tensor(s[::-1], device=self.device).double() for s in embedding[1:])
-        points = points * (seen / size)
-        foreground = torch.ones(points.shape[:2], dtype=torch.int, device=self.device)
-        sparse, dense = self.model.prompt_encoder(
-            points=(points, foreground), boxes=None, masks=None
-        )
-        return self.model.mask_decoder(
-            image_embeddings=embedding.features,
-            image_pe=self._position,
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=True,
-        )
+    def _resized(
+        self, embedding: Embedding, logits: torch.Tensor, size: tuple[int, int]
+    ) -> Iterator[torch.Tensor]:
+        """Logits [m, l, l] → chunks of them at the image's or the encoder's size, [·, *size].
 
-    def _upsample(self, logits: torch.Tensor, embedding: Embedding) -> Iterator[torch.Tensor]:
-        """Logits [n, l, l] → chunks of them at the size of the image, [·, H, W]."""
-        side = self.model.image_encoder.img_size
-        largest = max(side * side, embedding.size[0] * embedding.size[1])
+        As Meta's postprocess_masks does it: first to the padded square, then to the image.
+        """
+        side, (height, width) = self.model.image_encoder.img_size, embedding.input_size
+        largest = max(side * side, size[0] * size[1])
         for chunk in logits.split(max(1, _VALUES_AT_ONCE // largest)) if len(logits) else ():
-            yield self.model.postprocess_masks(
-                chunk[:, None], embedding.input_size, embedding.size
-            )[:, 0]
+            square = interpolate(chunk[:, None], (side, side), mode="bilinear")
+            inside = square[..., :height, :width]
+            if size != (height, width):
+                inside = interpolate(inside, size, mode="bilinear")
+            yield inside[:, 0]
+
+    def _half(self) -> torch.autocast:
+        return torch.autocast(
+            torch.device(self.device).type, self._dtype, enabled=self._dtype != torch.float32
+        )
+
+
+def _to_input(points: torch.Tensor, embedding: Embedding) -> torch.Tensor:
+    """Points (x, y) in the image's pixels → in those of the encoder's input."""
+    seen, size = (
+        torch.tensor(s[::-1], device=points.device).double()
+        for s in (embedding.input_size, embedding.size)
+    )
+    return points * (seen / size)
 
 
 def point_grid(points_per_side: int, size: tuple[int, int]) -> torch.Tensor:
@@ -178,23 +184,6 @@ def mask_boxes(masks: torch.Tensor) -> torch.Tensor:
         sides.append((first, last))
     (x0, x1), (y0, y1) = sides
     return torch.stack([x0, y0, x1, y1], dim=1).float()
-
-
-def _attend(module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """What Meta's attention of the mask decoder gives; on a CPU it saves a third of the time.
-
-    From pixels to the few tokens it takes a softmax over an axis of length 8 or so, a million
-    times; with that axis outside, the same numbers come in long vectors.
-    """
-    q = module._separate_heads(module.q_proj(q), module.num_heads)
-    k = module._separate_heads(module.k_proj(k), module.num_heads)
-    v = module._separate_heads(module.v_proj(v), module.num_heads)
-    if q.shape[2] > k.shape[2]:
-        weights = (k * k.shape[-1] ** -0.5) @ q.transpose(2, 3)
-        mixed = weights.softmax(2).transpose(2, 3) @ v
-    else:
-        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-    return module.out_proj(module._recombine_heads(mixed))
 
 
 def _area(masks: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from fmbseg_jax.vocabulary import IGNORE
 from labelling import detection
 from labelling.clip import Clip
 from labelling.compose import compose
+from labelling.masks import Masks
 from labelling.sam import Embedding, Sam
 
 _POINTS, _AUTOMATIC = 11, 12
@@ -37,8 +38,7 @@ class Scene:
     """int32 [f]."""
     points: np.ndarray
     """float32 [f, k, 2], query points of each word found, (x, y) in pixels."""
-    masks: np.ndarray
-    """bool [m, H, W]."""
+    masks: Masks
     mask_words: np.ndarray
     """int64 [m], indices into `found`."""
     mask_scores: np.ndarray
@@ -49,12 +49,25 @@ class Scene:
     def labels(self, combine: str, stages: str = "both") -> np.ndarray:
         """The label map of some stages, "1.1", "1.2" or "both": uint16 [H, W]."""
         use = np.isin(self.mask_stages, _numbers(stages))
-        if not use.any():
-            return np.full(self.masks.shape[1:], IGNORE, np.uint16)
         labels = compose(
             self.masks[use], self.mask_words[use], self.similarities[..., self.found], combine
         )
         return np.append(self.found, IGNORE).astype(np.uint16)[np.minimum(labels, len(self.found))]
+
+    def pseudo_label(self, data: bytes, filename: str, combine: str) -> PseudoLabel:
+        """The record of the image file that it was seen in."""
+        return PseudoLabel(
+            image=data,
+            filename=filename,
+            labels=self.labels(combine),
+            found=self.found.astype(np.uint16),
+            votes=self.votes,
+            mask_words=self.found[self.mask_words].astype(np.uint16),
+            mask_scores=self.mask_scores,
+            mask_stages=self.mask_stages,
+            points=self.points.reshape(-1, 2),
+            point_words=np.repeat(self.found, self.points.shape[1]).astype(np.uint16),
+        )
 
 
 class Labeller:
@@ -69,24 +82,13 @@ class Labeller:
     ) -> PseudoLabel:
         """Labels an image file; `given`: word indices that take the place of the votes."""
         scene = self.look(images.decode(data), given)
-        return PseudoLabel(
-            image=data,
-            filename=filename,
-            labels=scene.labels(self.options.combine),
-            found=scene.found.astype(np.uint16),
-            votes=scene.votes,
-            mask_words=scene.found[scene.mask_words].astype(np.uint16),
-            mask_scores=scene.mask_scores,
-            mask_stages=scene.mask_stages,
-            points=scene.points.reshape(-1, 2),
-            point_words=np.repeat(scene.found, scene.points.shape[1]).astype(np.uint16),
-        )
+        return scene.pseudo_label(data, filename, self.options.combine)
 
     def look(
         self, image: np.ndarray, given: np.ndarray | None = None, stages: str | None = None
     ) -> Scene:
         """Finds the words and their masks in an image, uint8 [H, W, 3]."""
-        options = self.options
+        options, size = self.options, image.shape[:2]
         tokens, patches = self.clip.crops(image, options.short_side, options.crop, options.stride)
         similarities = (patches @ self._text.T).cpu().numpy()
         if given is None:
@@ -95,29 +97,29 @@ class Labeller:
             found, votes = given, np.full(len(given), detection.GIVEN, np.int32)
         stage_numbers = _numbers(stages or options.stages) if len(found) else []
         points = np.zeros((len(found), 0, 2), np.float32)
-        candidates = [_no_masks(image.shape[:2])]
+        candidates = [_none(size)]
         if stage_numbers:
             embedding = self.sam.embed(image)
         if _POINTS in stage_numbers:
-            points = query_points(
-                similarities[..., found], image.shape[:2], options.points_per_word
-            )
+            points = query_points(similarities[..., found], size, options.points_per_word)
             candidates.append(self._masks_from_points(embedding, points))
         if _AUTOMATIC in stage_numbers:
             candidates.append(self._classified_masks(embedding, similarities[..., found]))
-        masks, mask_words, scores, numbers = (
-            np.concatenate(parts) for parts in zip(*candidates, strict=True)
-        )
-        return Scene(similarities, found, votes, points, masks, mask_words, scores, numbers)
+        masks, mask_words, scores, numbers = zip(*candidates, strict=True)
+        return Scene(
+            similarities, found, votes, points, Masks.join(masks),
+            *map(np.concatenate, (mask_words, scores, numbers)),
+        )  # fmt: skip
 
     def _masks_from_points(self, embedding: Embedding, points: np.ndarray) -> _Candidates:
         """Stage 1.1: all words at once; a mask without a pixel is none."""
-        masks, scores = self.sam.point_masks(
-            embedding, torch.from_numpy(points).to(self.sam.device)
+        low = self.sam.point_masks(embedding, torch.from_numpy(points).to(self.sam.device))
+        chunks = self.sam.full_size(embedding, low.logits)
+        masks = Masks.join([Masks.empty(embedding.size), *map(_packed, chunks)])
+        solid = masks.areas() > 0
+        return _candidates(
+            masks[solid], np.flatnonzero(solid), low.ious.cpu().numpy()[solid], _POINTS
         )
-        solid = masks.flatten(1).any(1)
-        mask_words = torch.arange(len(masks), device=masks.device)[solid]
-        return _candidates(masks[solid], mask_words, scores[solid], _POINTS)
 
     def _classified_masks(self, embedding: Embedding, similarities: np.ndarray) -> _Candidates:
         """Stage 1.2: each mask gets the word nearest to the mean of the patch features under it.
@@ -125,15 +127,24 @@ class Labeller:
         The product with a text feature is linear: the mean of the patches' similarities is the
         similarity of their mean feature, and the features themselves are not needed here.
         """
-        masks, scores = self.sam.automatic_masks(embedding, self.options.sam)
-        patches = torch.from_numpy(similarities).to(masks.device)
-        areas = mask_areas(masks, similarities.shape[:2])
-        mask_words = (areas.flatten(1) @ patches.flatten(0, 1)).argmax(1)
-        return _candidates(masks, mask_words, scores, _AUTOMATIC)
+        low = self.sam.automatic_masks(embedding, self.options.sam)
+        patches = torch.from_numpy(similarities).to(self.sam.device).flatten(0, 1)
+        masks, mask_words = [Masks.empty(embedding.size)], [np.zeros(0, np.int64)]
+        for chunk in self.sam.full_size(embedding, low.logits):
+            areas = mask_areas(chunk, similarities.shape[:2])
+            mask_words.append((areas.flatten(1) @ patches).argmax(1).cpu().numpy())
+            masks.append(_packed(chunk))
+        return _candidates(
+            Masks.join(masks), np.concatenate(mask_words), low.ious.cpu().numpy(), _AUTOMATIC
+        )
 
 
-_Candidates = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Masks bool [m, H, W], words int64 [m] (indices of those found), scores [m], stages uint8 [m]."""
+_Candidates = tuple[Masks, np.ndarray, np.ndarray, np.ndarray]
+"""m masks, words int64 [m] (indices of those found), scores float32 [m], stages uint8 [m]."""
+
+
+def _packed(masks: torch.Tensor) -> Masks:
+    return Masks.pack(masks.cpu().numpy())
 
 
 def query_points(similarities: np.ndarray, size: tuple[int, int], count: int) -> np.ndarray:
@@ -163,9 +174,7 @@ def mask_areas(masks: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """
     rows = _overlaps(grid[0], masks.shape[1]).to(masks.device)
     columns = _overlaps(grid[1], masks.shape[2]).to(masks.device)
-    size = masks.shape[1] * masks.shape[2]
-    chunks = masks.split(max(1, (1 << 26) // size))
-    return torch.cat([rows @ (chunk.float() @ columns.T) for chunk in chunks])
+    return rows @ (masks.float() @ columns.T)
 
 
 def _overlaps(cells: int, pixels: int) -> torch.Tensor:
@@ -181,12 +190,11 @@ def _numbers(stages: str) -> list[int]:
 
 
 def _candidates(
-    masks: torch.Tensor, mask_words: torch.Tensor, scores: torch.Tensor, stage: int
+    masks: Masks, mask_words: np.ndarray, scores: np.ndarray, stage: int
 ) -> _Candidates:
-    numbers = np.full(len(masks), stage, np.uint8)
-    return masks.cpu().numpy(), mask_words.cpu().numpy(), scores.float().cpu().numpy(), numbers
+    return masks, mask_words, scores, np.full(len(masks), stage, np.uint8)
 
 
-def _no_masks(size: tuple[int, int]) -> _Candidates:
-    masks, words = np.zeros((0, *size), bool), np.zeros(0, np.int64)
-    return masks, words, np.zeros(0, np.float32), np.zeros(0, np.uint8)
+def _none(size: tuple[int, int]) -> _Candidates:
+    words, scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    return _candidates(Masks.empty(size), words, scores, 0)

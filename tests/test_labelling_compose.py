@@ -6,7 +6,12 @@ import torch
 
 from fmbseg_jax.vocabulary import IGNORE
 from labelling import compose as module
-from labelling.compose import compose, most_similar, pixel_similarities
+from labelling.compose import most_similar, pixel_similarities
+from labelling.masks import Masks
+
+
+def compose(masks, *others):
+    return module.compose(Masks.pack(masks), *others)
 
 
 def _random(seed=0, masks=7, size=(37, 53), grid=(5, 6), words=4):

@@ -14,6 +14,16 @@ from labelling.sam import Sam, mask_boxes, point_grid
 torch.set_num_threads(1)
 
 
+def bumps(points, side, image_size):
+    """What the spotlights add to logits, [p, 3, side, side], and what they multiply them by."""
+    at = torch.arange(side) + 0.5
+    x, y = (points.mean(1) * (side / image_size)).float().T
+    distance = (at - x[:, None])[:, None, :] ** 2 + (at - y[:, None])[:, :, None] ** 2
+    radius = torch.tensor([2.0, 5.0, 8.0])[:, None, None]
+    bump = 12 * torch.exp(-distance[:, None] / (2 * radius**2)) - 5
+    return bump, (0.3 + x / 4)[:, None, None, None]  # steeper to the right
+
+
 def add_spotlights(model):
     """Adds a bump around the points to the logits: random parameters give masks of everything."""
     seen = {}
@@ -23,16 +33,34 @@ def add_spotlights(model):
 
     def brighten(module, arguments, output):
         logits, ious = output
-        side = logits.shape[-1]
-        at = torch.arange(side) + 0.5
-        x, y = (seen["points"].mean(1) * (side / model.image_encoder.img_size)).float().T
-        distance = (at - x[:, None])[:, None, :] ** 2 + (at - y[:, None])[:, :, None] ** 2
-        radius = torch.tensor([2.0, 5.0, 8.0])[:, None, None]
-        bump = 12 * torch.exp(-distance[:, None] / (2 * radius**2)) - 5
-        return (logits + bump) * (0.3 + x / 4)[:, None, None, None], ious  # steeper to the right
+        bump, factor = bumps(seen["points"], logits.shape[-1], model.image_encoder.img_size)
+        return (logits + bump) * factor, ious
 
     model.prompt_encoder.register_forward_pre_hook(remember, with_kwargs=True)
     model.mask_decoder.register_forward_hook(brighten)
+
+
+def add_spotlights_to_ours(sam):
+    """The same, of the masks that are wanted."""
+    decode, masks, seen = sam.decoder.decode, sam.decoder.masks, {}
+
+    def remember(features, points):
+        seen["points"] = points
+        return decode(features, points)
+
+    def brighten(decoded, prompt, index):
+        logits = masks(decoded, prompt, index)
+        bump, factor = bumps(seen["points"], logits.shape[-1], sam.model.image_encoder.img_size)
+        return (logits + bump[prompt, index]) * factor[prompt, 0]
+
+    sam.decoder.decode, sam.decoder.masks = remember, brighten
+
+
+def automatic(sam, embedding, options):
+    """Automatic masks at full size, bool [m, H, W], and their predicted IoU."""
+    low = sam.automatic_masks(embedding, options)
+    none = torch.zeros(0, *embedding.size, dtype=torch.bool)
+    return torch.cat([none, *sam.full_size(embedding, low.logits)]), low.ious
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +74,7 @@ def meta():
 @pytest.fixture(scope="module")
 def sam(tmp_path_factory):
     sam = Sam(save_sam(tmp_path_factory.mktemp("sam") / "sam.pth"))
-    add_spotlights(sam.model)
+    add_spotlights_to_ours(sam)
     return sam
 
 
@@ -76,7 +104,7 @@ def test_automatic_masks_are_those_of_metas_generator(sam, meta, size, limits):
     options = config.Sam(
         points_per_side=6, points_per_batch=10, min_area=0.0, max_area=1.0, **limits
     )
-    masks, scores = sam.automatic_masks(sam.embed(image), options)
+    masks, scores = automatic(sam, sam.embed(image), options)
     assert len(expected) > 3
     assert limits["nms"] == 1.0 or len(expected) < 100
     np.testing.assert_array_equal(masks, np.stack([e["segmentation"] for e in expected]))
@@ -86,7 +114,7 @@ def test_automatic_masks_are_those_of_metas_generator(sam, meta, size, limits):
 def test_the_filters_of_the_test_above_do_filter(sam):
     embedding = sam.embed(picture(60, 90))
     counts = [
-        len(sam.automatic_masks(embedding, config.Sam(6, 10, iou, stability, nms, 0.0, 1.0))[0])
+        len(automatic(sam, embedding, config.Sam(6, 10, iou, stability, nms, 0.0, 1.0))[0])
         for iou, stability, nms in [(0, 0, 1), (0.9, 0, 1), (0, 0.8, 1), (0, 0, 0.7)]
     ]
     assert counts[0] > max(counts[1:]) and min(counts) > 2, counts
@@ -98,7 +126,9 @@ def test_point_masks_are_those_of_metas_predictor(sam, meta, size):
     predictor = segment_anything.SamPredictor(meta)
     predictor.set_image(image)
     points = np.random.default_rng(0).uniform(size=(4, 5, 2)) * size[::-1]
-    masks, scores = sam.point_masks(sam.embed(image), torch.from_numpy(points))
+    embedding = sam.embed(image)
+    logits, scores = sam.point_masks(embedding, torch.from_numpy(points))
+    masks = torch.cat(list(sam.full_size(embedding, logits)))
     for mask, score, group in zip(masks, scores, points, strict=True):
         three, ious, _ = predictor.predict(group, np.ones(5), multimask_output=True)
         np.testing.assert_array_equal(mask, three[ious.argmax()])
@@ -109,23 +139,23 @@ def test_point_masks_are_those_of_metas_predictor(sam, meta, size):
 def test_area_limits(sam, low, high):
     embedding = sam.embed(picture(60, 90))
     options = config.Sam(6, 10, 0.0, 0.0, 1.0, low, high)
-    masks, _ = sam.automatic_masks(embedding, options)
+    masks, _ = automatic(sam, embedding, options)
     share = masks.float().mean((1, 2))
-    everything, _ = sam.automatic_masks(embedding, config.Sam(6, 10, 0.0, 0.0, 1.0, 0.0, 1.0))
+    everything, _ = automatic(sam, embedding, config.Sam(6, 10, 0.0, 0.0, 1.0, 0.0, 1.0))
     shares = everything.float().mean((1, 2))
     assert len(masks) == int(((shares >= low) & (shares <= high)).sum()) > 0
     assert share.min() >= low and share.max() <= high
 
 
 def test_no_mask_survives(sam):
-    masks, scores = sam.automatic_masks(sam.embed(picture(60, 90)), config.Sam(4, 64, 9.0))
+    masks, scores = automatic(sam, sam.embed(picture(60, 90)), config.Sam(4, 64, 9.0))
     assert masks.shape == (0, 60, 90) and masks.dtype == torch.bool and len(scores) == 0
 
 
 def test_batches_do_not_matter(sam):
     embedding = sam.embed(picture(60, 90))
     one, all_ = (
-        sam.automatic_masks(embedding, config.Sam(5, batch, 0.0, 0.5, 0.7, 0.0, 1.0))[0]
+        automatic(sam, embedding, config.Sam(5, batch, 0.0, 0.5, 0.7, 0.0, 1.0))[0]
         for batch in (1, 64)
     )
     assert torch.equal(one, all_)
@@ -134,7 +164,7 @@ def test_batches_do_not_matter(sam):
 @pytest.mark.parametrize("size", [(1, 1), (1, 2000), (2000, 1), (3, 700)])
 def test_shapes_that_metas_rounding_would_make_empty(sam, size):
     embedding = sam.embed(picture(*size))
-    masks, _ = sam.automatic_masks(embedding, config.Sam(4, 64, 0.0, 0.0, 0.7, 0.0, 1.0))
+    masks, _ = automatic(sam, embedding, config.Sam(4, 64, 0.0, 0.0, 0.7, 0.0, 1.0))
     assert masks.shape[1:] == size
 
 
