@@ -23,7 +23,7 @@ from fmbseg_jax.data.example import read_metadata
 from fmbseg_jax.data.pipeline import TrainBatches
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import aligner as aligners
-from fmbseg_jax.models import weights
+from fmbseg_jax.models import encoders, weights
 from fmbseg_jax.text import text_features
 from fmbseg_jax.training_data import open_cached, open_online
 
@@ -34,13 +34,7 @@ def train(config: Config, workdir: Path) -> None:
     online = config.train.features == "online"
     data = open_online(config, workdir) if online else open_cached(workdir)
     text = text_features(config.models.clip)
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
-    if jax.process_index() == 0:
-        workfolder.remember(
-            workdir / "checkpoints" / "made_from.json",
-            {"features": data.digest, "clip": weights.content_hash(config.models.clip)},
-            "Delete that folder to train afresh, or give another --workdir.",
-        )
+    check_window(config, data.metadata["vision"]["source"])
     template = data.metadata["config"].get("label.template", config.label.template)
     prototypes = sharding.replicate(mesh, text(data.metadata["words"], template))
 
@@ -69,6 +63,14 @@ def train(config: Config, workdir: Path) -> None:
     )
     state = sharding.replicate(mesh, training.create_state(objective, config.seed, data.width))
     frozen = sharding.replicate(mesh, data.encoder.params if data.encoder else {})
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+    if jax.process_index() == 0:
+        workfolder.remember(
+            workdir / "checkpoints" / "made_from.json",
+            {"features": data.digest, "clip": weights.content_hash(config.models.clip)},
+            "Delete that folder to train afresh, or give another --workdir.",
+            fresh=not any(workdir.glob("checkpoints/[0-9]*")),
+        )
     iterator = iter(batches)
     state = checkpoints.restore(state, iterator)
     first = int(state.step)
@@ -88,7 +90,7 @@ def train(config: Config, workdir: Path) -> None:
                 if not math.isfinite(values["loss"]):
                     raise UserError(
                         f"The loss is {values['loss']} at step {step}: it diverged. Lower "
-                        "train.peak_lr, delete the checkpoints, and train again."
+                        f"train.peak_lr, delete {workdir / 'checkpoints'}, and train again."
                     )
                 log.write(step, values)
                 bar.set_postfix(loss=f"{values['loss']:.3f}", accuracy=f"{values['accuracy']:.3f}")
@@ -98,9 +100,23 @@ def train(config: Config, workdir: Path) -> None:
     export(config, workdir, state, {"aligner": described, "images": data.count, **data.metadata})
 
 
+def check_window(config: Config, source: str) -> None:
+    """Raises UserError where the export could not segment: its windows are cut into patches."""
+    try:
+        patch = encoders.vision_spec(source).patch
+    except UserError:  # not an encoder of ours: somebody's own features
+        return
+    if config.eval.window % patch:
+        raise UserError(
+            f"eval.window = {config.eval.window} is not a multiple of {patch} pixels, the patch of "
+            f"{source}: the aligner could not be used. Give --config.eval.window, short_side and "
+            "stride that are."
+        )
+
+
 def export(config: Config, workdir: Path, state: training.TrainState, made: dict[str, Any]) -> None:
     """Writes WORKDIR/export, which `fmbseg_jax.load` opens."""
-    clip, vision = resolve(config.models.clip), resolve(config.models.vision)
+    clip, vision = resolve(config.models.clip), resolve(made["vision"]["source"])
     model = {
         "aligner": made["aligner"],
         "vision": {"source": vision, "hash": made["vision"]["hash"]},
@@ -156,8 +172,10 @@ def main() -> None:
     online = config.train.features == "online"
     read_metadata(workdir / ("pseudo_labels" if online else "features"))  # no folder is made yet
     if jax.process_index() == 0:
-        used = ("seed", "models", "train", "features") if online else ("seed", "models", "train")
-        workfolder.claim(workdir, config, used)
+        used: tuple[str, ...] = ("seed", "models.clip", "train")
+        if online:
+            used += ("models.vision", "features.size", "features.compute")
+        workfolder.claim(workdir, config, used, "checkpoints/[0-9]*")
     train(config, workdir)
 
 

@@ -96,7 +96,7 @@ class Seed:
             setattr(config.train, field, value)
         source = self._truth if truth else self._workdir
         workdir = source / "".join(c if c.isalnum() else "_" for c in name)
-        workfolder.claim(workdir, config, ("seed", "models", "train"))
+        workfolder.claim(workdir, config, ("seed", "models.clip", "train"), "checkpoints/[0-9]*")
         if not (workdir / "features").exists():
             (workdir / "features").symlink_to((source / "features").resolve())
         if not (workdir / "export").exists():

@@ -30,7 +30,6 @@ from fmbseg_jax import logs, program, sharding, workfolder
 from fmbseg_jax.config import Config, flatten
 from fmbseg_jax.data import example, images, pipeline
 from fmbseg_jax.data.tfrecord import RecordSource, ShardWriter, find_shards, shard_name
-from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import weights
 from fmbseg_jax.patches import PatchEncoder, encode
 
@@ -174,11 +173,6 @@ class _Frozen:
         grid = np.asarray([self._encoder.side] * 2, np.int32)
         records = []
         for patches, (name, one) in zip(np.asarray(computed), batch, strict=False):
-            if not np.isfinite(patches).all():
-                raise UserError(
-                    f"The encoder gives infinite features for {name}: they do not fit float16. "
-                    "Is it the right kind of model?"
-                )
             features = example.PatchFeatures(patches, one["labels"], grid, name)
             records.append(example.encode(example.quantise(features) if self._int8 else features))
         return done, records
@@ -204,7 +198,7 @@ def main() -> None:
     config, workdir = CONFIG.value, Path(WORKDIR.value)
     example.read_metadata(workdir / "pseudo_labels")  # a mistyped folder is not made
     if jax.process_index() == 0:
-        workfolder.claim(workdir, config, ("models", "features"))
+        workfolder.claim(workdir, config, ("models.vision", "features"), "features/*.tfrecord-*")
     write_features(config, workdir)
 
 

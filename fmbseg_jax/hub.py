@@ -27,6 +27,7 @@ def locate(source: str) -> Path:
         )
     from huggingface_hub import snapshot_download
 
+    print(f"Looking for {source} in the Hugging Face hub's cache, then in the hub ...", flush=True)
     try:
         try:  # the cache first: without a network the hub's client would retry for half a minute
             folder = Path(snapshot_download(source, local_files_only=True))

@@ -11,9 +11,13 @@ if __name__ == "__main__":
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
+import runpy
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
@@ -52,14 +56,36 @@ def run(main: Callable[[], None]) -> None:
 
 def _parse_flags(arguments: list[str]) -> list[str]:
     try:
+        if "config" in flags.FLAGS:
+            _try_config(arguments)
         rest = app.parse_flags_with_usage(arguments)
         if "config" in flags.FLAGS:
             flags.FLAGS.config.validate()
     except (KeyError, AttributeError) as error:  # ml_collections, of a field that does not exist
         raise UserError(_unknown_field(arguments) or str(error)) from None
-    except OSError as error:  # ml_collections, at the first use of a config that it cannot read
-        raise UserError(f"The config file cannot be read; see configs/. {error}") from None
     return rest
+
+
+def _try_config(arguments: list[str]) -> None:
+    """Runs the config file: ml_collections would bury its error in a traceback of its own."""
+    given = [re.match(r"--?config=([^:]+)", argument) for argument in arguments]
+    given += [re.match(r"([^:]+)", b) for a, b in itertools.pairwise(arguments) if a == "--config"]
+    for path in [match[1] for match in given if match]:
+        if not Path(path).is_file():
+            raise UserError(f"No config file at {path}. Give one of configs/*.py, or your own.")
+        try:
+            runpy.run_path(path)["get_config"]()
+        except TypeError:  # it wants what follows the colon
+            pass
+        except Exception as error:
+            frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+            place = f"{path}, line {frames[-1].lineno}: {frames[-1].line}\n" if frames else ""
+            if isinstance(error, UserError):
+                raise UserError(f"{place}{error}") from None
+            raise UserError(
+                f"{place}{path} cannot be used as a config ({type(error).__name__}: {error}). It "
+                "is a Python file with a function get_config() -> Config; see configs/."
+            ) from None
 
 
 def _unknown_field(arguments: list[str]) -> str | None:

@@ -150,8 +150,9 @@ def _same_weights(model: dict[str, Any], name: str, source: str) -> str:
         ) from None
     if found != trained["hash"]:
         raise UserError(
-            f"The {name} encoder at {source} has other weights than the aligner was trained with "
-            f"(hash {found}, then {trained['hash']}). Give those, --{name}=FOLDER, or train again."
+            f"The {name} encoder at {source} has other files (weights, config.json, ...) than the "
+            f"aligner was trained with (hash {found}, then {trained['hash']}). Give those, "
+            f"--{name}=FOLDER, or train again."
         )
     return source
 

@@ -19,6 +19,7 @@ from fmbseg_jax.data.tfrecord import RecordSource, find_shards
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import weights
 from fmbseg_jax.patches import PatchEncoder
+from fmbseg_jax.vocabulary import IGNORE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +42,16 @@ class TrainingData:
 def open_cached(workdir: Path) -> TrainingData:
     """WORKDIR/features, whatever encoder and program they come from."""
     records, metadata = _open(workdir / "features")
-    dtype = kept_as(workdir / "features")
+    dtype, num_words = kept_as(workdir / "features"), len(metadata["words"])
 
     def read(i: int) -> Example:
         features = decode_patch_features(records[i], dtype)
+        words = features.labels[features.labels != IGNORE]
+        if words.max(initial=0) >= num_words:
+            raise UserError(
+                f"{features.filename} has patches of word {words.max()}, of {num_words} words. "
+                "Labels are indices into the words, or 65535."
+            )
         return {"patches": features.patches, "labels": features.labels.astype("int32")}
 
     width = read(0)["patches"].shape[1]

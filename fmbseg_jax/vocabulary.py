@@ -21,9 +21,13 @@ def check_words(words: Iterable[str], source: str = "the word list") -> tuple[st
     faults = [f"word {i + 1} is empty" for i, word in enumerate(cleaned) if not synonyms(word)]
     first: dict[str, int] = {}
     for i, word in enumerate(cleaned):
-        j = first.setdefault(word.lower(), i)
-        if word and j != i:
-            faults.append(f"word {i + 1}, {word!r}, is word {j + 1} again")
+        names = [name.lower() for name in synonyms(word)]
+        if len(set(names)) < len(names):
+            faults.append(f"word {i + 1}, {word!r}, has a name twice")
+        for name in names:
+            j = first.setdefault(name, i)
+            if j != i:
+                faults.append(f"word {i + 1}, {word!r}, is word {j + 1} again")
     if not cleaned:
         faults.append("it holds no word")
     if len(cleaned) > IGNORE:

@@ -21,26 +21,36 @@ _FREE = {
 }  # fmt: skip
 
 
-def claim(workdir: str | Path, config: Config, sections: tuple[str, ...]) -> Path:
-    """Makes the work folder, and records there the config sections that this program depends on.
+def make(workdir: str | Path) -> Path:
+    """Makes the work folder, if it is not there."""
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make the work folder {workdir}: {error.strerror}.") from None
+    return Path(workdir)
 
-    A folder made with other values in the same sections is refused: its results would be mixed.
+
+def claim(workdir: str | Path, config: Config, fields: tuple[str, ...], made: str) -> Path:
+    """Makes the work folder, and records there the config fields that a stage depends on.
+
+    Where the stage has already made something with other values it is refused: its results would be
+    mixed. Where it has not, there is nothing to mix.
 
     Args:
-      sections: top-level names, such as ("data", "models", "label").
+      fields: sections and fields, such as ("data", "label", "models.clip").
+      made: what the stage makes, as a pattern: "pseudo_labels/*.tfrecord-*".
 
     Returns:
       The folder.
     """
-    workdir = Path(workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot make the work folder {workdir}: {error.strerror}.") from None
-    path = workdir / "config.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
+    workdir = make(workdir)
+    path, stage = workdir / "config.json", made.split("/")[0]
+    recorded = json.loads(path.read_text()) if path.exists() else {}
+    before = recorded.get(stage, {}) if any(workdir.glob(made)) else {}
     ours = {
-        name: value for name, value in flatten(config).items() if name.split(".")[0] in sections
+        name: value
+        for name, value in flatten(config).items()
+        if any(name == field or name.startswith(f"{field}.") for field in fields)
     }
     changed = [
         f"{name}: {before[name]!r} there, {value!r} now"
@@ -49,25 +59,28 @@ def claim(workdir: str | Path, config: Config, sections: tuple[str, ...]) -> Pat
     ]
     if changed:
         raise UserError(
-            f"{workdir} was made with another config:\n  " + "\n  ".join(changed) + "\n"
-            "Give the new experiment another --workdir, or set these fields back."
+            f"{workdir / stage} was made with another config:\n  " + "\n  ".join(changed) + "\n"
+            f"Set these fields back, delete {workdir / stage} to make it anew, or give the new "
+            "experiment another --workdir."
         )
     try:
-        write_atomically(path, (json.dumps(before | ours, indent=1) + "\n").encode())
+        new = json.dumps(recorded | {stage: ours}, indent=1) + "\n"
+        write_atomically(path, new.encode())
     except OSError as error:
         raise UserError(f"Cannot write to the work folder {workdir}: {error.strerror}.") from None
     return workdir
 
 
-def remember(path: Path, facts: dict[str, Any], advice: str) -> None:
+def remember(path: Path, facts: dict[str, Any], advice: str, *, fresh: bool = False) -> None:
     """Writes down what the contents of a folder are made from; refuses other facts later.
 
     Args:
       path: the JSON file, in that folder.
       facts: JSON types only.
       advice: what to do where they differ; the end of the message.
+      fresh: nothing has been made yet, so what is written there does not count.
     """
-    if not path.exists():
+    if fresh or not path.exists():
         write_atomically(path, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
         return
     before = json.loads(path.read_text())

@@ -54,6 +54,9 @@ def main() -> None:
     label_images(config.validate())
 
 
+_USED = "models.clip", "models.sam", "label"
+
+
 def label_images(config: Config) -> None:
     """Labels all images that are not labelled yet, and finishes the dataset."""
     words = parse_words(config.data.words)
@@ -64,7 +67,9 @@ def label_images(config: Config) -> None:
     missing = dataset.missing()
     if missing and not config.data.annotations:
         _check_models(config)  # before the work folder is claimed with their names
-    workdir = workfolder.claim(WORKDIR.value, config, ("data", "models", "label"))
+    workdir = workfolder.claim(
+        WORKDIR.value, config, ("data", *_USED), "pseudo_labels/*.tfrecord-*"
+    )
     given_lists = {name: indices.tolist() for name, indices in given.items()}
     dataset.open({"words": list(words), "image_labels": given_lists})
 
@@ -99,7 +104,7 @@ def predict_images(config: Config) -> None:
     folder = Path(IMAGES.value or Path(config.eval.folder, "images"))
     images.find_images(folder)
     _check_models(config)
-    workdir = workfolder.claim(WORKDIR.value, config, ("models", "label"))
+    workdir = workfolder.claim(WORKDIR.value, config, _USED, "predictions/*/*")
     from labelling.predict import predict_folder
 
     out = workdir / "predictions"

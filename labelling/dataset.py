@@ -47,6 +47,7 @@ class Dataset:
                 self._progress / "manifest.json",
                 {"images": self.names, **facts},
                 "Put them back as they were, or give the new data another --workdir.",
+                fresh=not any(self.folder.glob("*.tfrecord-*")),
             )
         except OSError as error:
             raise UserError(f"Cannot write to {self.folder}: {error.strerror}.") from None

@@ -121,6 +121,44 @@ def test_errors(with_features, world, tmp_path):
     assert "features.size = 71 is not a multiple of the encoder's patch of 14" in uneven.stdout
 
 
+def test_a_refused_run_leaves_nothing_to_set_back(with_features, world, tmp_path):
+    """What was made decides what is refused, not what was tried."""
+    workdir = _copy(with_features, tmp_path)
+    for wrong, message in [
+        ("--config.features.size=71", "not a multiple"),
+        ("--config.models.vision=no/such/folder", "No model at"),
+    ]:
+        flags = [*world.flags, wrong, f"--workdir={workdir}"]
+        assert message in run("fmbseg_jax.features", *flags, check=False).stdout
+    run("fmbseg_jax.features", *world.flags, f"--workdir={workdir}")
+    recorded = json.loads((workdir / "config.json").read_text())
+    assert recorded["features"]["features.size"] == 70
+    assert "models.clip" not in recorded["features"]  # not its business
+    flags = [*world.flags, f"--workdir={workdir}"]
+    wrong = run(
+        "train.py", *flags, "--config.train.aligner=block", "--config.train.heads=5", check=False
+    )
+    assert "train.heads" in wrong.stdout
+    patches = run("train.py", *flags, "--config.eval.window=64", check=False)
+    assert "eval.window = 64 is not a multiple of 14 pixels" in patches.stdout
+    run("train.py", *flags)
+    refused = run("train.py", *flags, "--config.train.peak_lr=0.5", check=False)
+    assert "train.peak_lr: 0.3 there, 0.5 now" in refused.stdout
+    shutil.rmtree(workdir / "checkpoints")
+    run("train.py", *flags, "--config.train.peak_lr=0.5")
+
+
+def test_settings_that_the_config_does_not_remember(with_features, world, tmp_path):
+    """Features copied from another work folder, of another dtype: made again, not relabelled."""
+    shutil.copytree(with_features / "pseudo_labels", tmp_path / "pseudo_labels")
+    shutil.copytree(with_features / "features", tmp_path / "features")
+    flags = [*world.flags, f"--workdir={tmp_path}", "--config.features.dtype=int8"]
+    output = run("fmbseg_jax.features", *flags).stdout
+    assert "3 shards" in output and "other labels, weights or settings" in output
+    assert example.kept_as(tmp_path / "features") == "int8"
+    assert example.decode_patch_features(records(tmp_path / "features")[0], "int8").grid.tolist()
+
+
 def _copy(with_features, tmp_path):
     shutil.copytree(with_features / "pseudo_labels", tmp_path / "copy" / "pseudo_labels")
     return tmp_path / "copy"
@@ -206,7 +244,15 @@ def test_features_of_another_encoder_train(world, tmp_path):
     run(tmp_path / "own.py", tmp_path / "scenes", tmp_path / "w" / "features", PYTHONPATH=str(ROOT))
     flags = [*world.flags, "--config.train.aligner=linear", f"--workdir={tmp_path / 'w'}"]
     run("train.py", *flags)
-    assert (tmp_path / "w" / "export" / "model.json").exists()
+    model = json.loads((tmp_path / "w" / "export" / "model.json").read_text())
+    assert model["vision"] == {"source": "mean-colours", "hash": "none"}
+    shutil.rmtree(tmp_path / "w")
+    (tmp_path / "own.py").write_text(
+        script.replace("(8, 8)).reshape(64)", "(8, 8)).reshape(64) // 60000 * 9 + 16")
+    )
+    run(tmp_path / "own.py", tmp_path / "scenes", tmp_path / "w" / "features", PYTHONPATH=str(ROOT))
+    refused = run("train.py", *flags, check=False)
+    assert "patches of word 16, of 15 words" in refused.stdout
 
 
 def test_two_processes_share_the_shards(with_features, world, tmp_path):

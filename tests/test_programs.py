@@ -242,6 +242,8 @@ def test_segment_errors(done, photos, tmp_path):
     assert "--words is missing" in error(words="")
     assert "word 2 is empty" in error(words="sky,,grass")
     assert "'Sky', is word 1 again" in error(words="sky,Sky")
+    assert "'couch', is word 1 again" in error(words="sofa;couch,couch")
+    assert "'sofa;Sofa', has a name twice" in error(words="sofa;Sofa,sky")
     assert "No word list at" in error(words=tmp_path / "no.txt")
     assert "No images in" in error(images=tmp_path / "none")
     assert "is a file; give the folder that it is in" in error(images=photos / "a.png")
@@ -265,7 +267,13 @@ def test_program_errors(world, tmp_path):
     assert "Did you mean --config.train.batch_size?" in error("--config.train.batchsize=3")
     assert "train.loss is one of" in error("--config.train.loss=l2", "--config.train.epochs=0")
     assert "train.epochs is a positive number; got 0" in error("--config.train.epochs=0")
-    assert "cannot be read; see configs/" in error("--config=nowhere.py")
+    assert "No config file at nowhere.py" in error("--config=nowhere.py")
+    mistaken = tmp_path / "mistaken.py"
+    lines = "from fmbseg_jax.config import Config", "def get_config():", "    config = Config()"
+    mistaken.write_text("\n".join([*lines, "    config.train.haeds = 2", "    return config"]))
+    assert "no field 'haeds'. Did you mean 'heads'?" in error(f"--config={mistaken}")
+    mistaken.write_text("import nothing_of_this_name")
+    assert "cannot be used as a config (ModuleNotFoundError" in error(f"--config={mistaken}")
     assert "Unexpected argument 'stray'" in error("stray")
     (tmp_path / "mine.py").write_text(
         "from fmbseg_jax.config import Config\n"

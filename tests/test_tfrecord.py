@@ -181,10 +181,41 @@ def test_a_dataset_folder_opens_in_tfds(tmp_path):
     with ShardWriter(path) as writer:
         writer.write(example.encode(pseudo_label()))
     example.write_metadata(tmp_path, example.PseudoLabel, [1], 100, {"words": ["sky", "grass"]})
-    assert example.read_metadata(tmp_path) == {"words": ["sky", "grass"]}
+    assert example.read_metadata(tmp_path) == {"words": ["sky", "grass"], "config": {}}
     builder = tfds.builder_from_directory(str(tmp_path))
     assert builder.info.splits["train"].num_examples == 1
     assert set(builder.info.splits["train"].filenames) == {path.name}
     read = builder.info.features.deserialize_example_np(RecordSource(find_shards(tmp_path))[0])
     assert read["filename"].decode() == "a/ü.jpg"
     assert not list(tmp_path.glob(".metadata*"))
+
+
+def own_features(**changes):
+    arrays = {
+        "patches": np.ones((6, 3), np.float16),
+        "labels": np.zeros(6, np.uint16),
+        "grid": np.array([2, 3], np.int32),
+    }
+    return example.PatchFeatures(**(arrays | changes), filename="a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"patches": np.ones((6, 3))}, r"a.jpg hold patches float64\[6, 3\], expected float16"),
+        ({"labels": np.zeros(5, np.uint16)}, r"labels uint16\[5\], expected uint16\[6\]"),
+        ({"grid": np.array([2, 2], np.int32)}, r"a grid of \[2, 2\] with 6 patches"),
+        ({"patches": np.full((6, 3), np.inf, np.float16)}, "infinite or NaN"),
+    ],
+)
+def test_features_that_are_not_what_they_say(wrong, message):
+    assert example.encode(own_features())
+    with pytest.raises(UserError, match=message):
+        example.encode(own_features(**wrong))
+    with pytest.raises(UserError, match=message):
+        example.encode(example.quantise(own_features(**wrong)))
+
+
+def test_features_without_their_encoder(tmp_path):
+    with pytest.raises(UserError, match='needs "vision"'):
+        example.write_metadata(tmp_path, example.PatchFeatures, [0], 0, {"words": ["sky"]})

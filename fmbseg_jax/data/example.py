@@ -85,6 +85,7 @@ class Int8PatchFeatures:
 
 def quantise(features: PatchFeatures) -> Int8PatchFeatures:
     """Rounds each patch to 8 bits; its cosine with what it was stays above 0.999."""
+    _check_features(features)
     patches = features.patches.astype(np.float32)
     scale = np.maximum(np.abs(patches).max(axis=1), 1e-12) / 127
     rounded = np.round(patches / scale[:, None]).astype(np.int8)
@@ -143,11 +144,34 @@ def _serializer(kind: type) -> ExampleSerializer:
 def encode(example: PseudoLabel | PatchFeatures | Int8PatchFeatures) -> bytes:
     """The bytes of a tf.train.Example; the same example gives the same bytes."""
     kind: type = type(example)
+    if not isinstance(example, PseudoLabel):
+        _check_features(example)
     values = {field.name: getattr(example, field.name) for field in dataclasses.fields(example)}
     if kind is PseudoLabel:
         values["labels"] = label_maps.encode(values["labels"])
     proto = _serializer(kind).get_tf_example(_features(kind).encode_example(values))
     return proto.SerializeToString(deterministic=True)
+
+
+def _check_features(features: PatchFeatures | Int8PatchFeatures) -> None:
+    """Raises UserError for arrays that are not what the fields say: they may be a user's own."""
+    dtype = np.float16 if isinstance(features, PatchFeatures) else np.int8
+    n = len(features.patches)
+    faults = [
+        f"{name} {value.dtype}{list(value.shape)}, expected {expected.__name__}[{shape}]"
+        for name, value, expected, shape, good in (
+            ("patches", features.patches, dtype, "n, d", features.patches.ndim == 2),
+            ("labels", features.labels, np.uint16, f"{n}", features.labels.shape == (n,)),
+            ("grid", features.grid, np.int32, "2", features.grid.shape == (2,)),
+        )
+        if value.dtype != expected or not good
+    ]
+    if not faults and features.grid.prod() != n:
+        faults = [f"a grid of {features.grid.tolist()} with {n} patches"]
+    if not faults and not np.isfinite(features.patches).all():
+        faults = ["patches that are infinite or NaN: out of float16's range?"]
+    if faults:
+        raise UserError(f"The features of {features.filename} hold {'; '.join(faults)}.")
 
 
 def decode_pseudo_label(record: bytes) -> PseudoLabel:
@@ -180,8 +204,14 @@ def write_metadata(
       kind: PseudoLabel, PatchFeatures or Int8PatchFeatures; the dataset is named after it.
       shard_records: the number of records in each shard, in order.
       num_bytes: of all records.
-      metadata: what made the dataset: words, config, encoders; JSON types only.
+      metadata: what made the dataset, JSON types only: words; config, if there was one; of
+        features, vision, the encoder's source and hash.
     """
+    if kind is not PseudoLabel and not {"source", "hash"} <= metadata.get("vision", {}).keys():
+        raise UserError(
+            f'The metadata of {folder} needs "vision": {{"source": ..., "hash": ...}}, which tell '
+            "encoders apart; see docs/data.md."
+        )
     name = dataset_name(kind)
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=name, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=__name__
@@ -237,4 +267,5 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
             f"it to its end: python -m {_MADE_BY.get(Path(folder).name, 'labelling')} with the same "
             "--config and --workdir."
         )
-    return dict(tfds.builder_from_directory(str(folder)).info.metadata)
+    metadata = dict(tfds.builder_from_directory(str(folder)).info.metadata)
+    return {"config": {}, **metadata}

@@ -142,6 +142,19 @@ def load_vision(source: str, dtype: str = "float32") -> tuple[VisionEncoder, dic
       UserError: there is no such checkpoint, or it is of another kind.
     """
     folder = hub.locate(source)
+    spec, table = _vision(folder, source)
+    spec = _with_dtype(_with_pixels(spec, folder), dtype)
+    module = VisionEncoder(spec)
+    return module, weights.convert(folder, table(spec), module, _example(spec))
+
+
+def vision_spec(source: str) -> VisionSpec:
+    """The vision encoder of `load_vision`, without loading it."""
+    return _vision(hub.locate(source), source)[0]
+
+
+def _vision(folder: Path, source: str) -> tuple[VisionSpec, Callable[[VisionSpec], tables.Table]]:
+    """The spec in a folder's config.json, and how to find its table."""
     config = _config(folder, source)
     kinds = {
         "dinov2": (specs.dinov2, tables.dinov2),
@@ -154,9 +167,7 @@ def load_vision(source: str, dtype: str = "float32") -> tuple[VisionEncoder, dic
             f"{', '.join(kinds)}, such as facebook/dinov2-base."
         )
     describe, table = kinds[config["model_type"]]
-    spec = _with_dtype(_with_pixels(_described(describe, config, source), folder), dtype)
-    module = VisionEncoder(spec)
-    return module, weights.convert(folder, table(spec), module, _example(spec))
+    return _described(describe, config, source), table
 
 
 def load_clip_vision(

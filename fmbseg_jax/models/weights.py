@@ -58,11 +58,20 @@ def convert(folder: Path, table: Table, module: nn.Module, example: Array) -> di
         dtype = module.spec.transformer.dtype if matrix else "float32"
         params[tuple(ours.split("/"))] = jnp.asarray(layout.convert(tensor), dtype)
     if faults:
-        listed = list(dict.fromkeys(faults))  # a tensor of two halves is named once
-        raise UserError(
-            f"The weights in {folder} do not fit its config.json:\n  " + "\n  ".join(listed)
-        )
+        raise UserError(f"The weights in {folder} do not fit its config.json:{_listed(faults)}")
     return unflatten_dict(params)
+
+
+def _listed(faults: list[str], most: int = 10) -> str:
+    """Lines of up to `most` faults of each kind, and how many more there are."""
+    lines = ""
+    for kind in ("missing", "surplus", "misshapen"):
+        # A tensor that gives two params is named once.
+        of_kind = list(dict.fromkeys(fault for fault in faults if fault.startswith(kind)))
+        lines += "".join(f"\n  {fault}" for fault in of_kind[:most])
+        if len(of_kind) > most:
+            lines += f"\n  ... and {len(of_kind) - most} more {kind}"
+    return lines
 
 
 def _open_files(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
