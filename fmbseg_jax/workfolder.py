@@ -6,9 +6,16 @@ figures/
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import fcntl
 import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fmbseg_jax.config import Config, flatten
 from fmbseg_jax.data.images import write_atomically
@@ -69,6 +76,42 @@ def claim(workdir: str | Path, config: Config, fields: tuple[str, ...], made: st
     except OSError as error:
         raise UserError(f"Cannot write to the work folder {workdir}: {error.strerror}.") from None
     return workdir
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder, which is made, while the block runs.
+
+    The operating system lets go of the lock when its holder ends, however that happens.
+
+    Raises:
+      UserError: another run holds it; the message says which.
+    """
+    with _lock_file(folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{folder} is in use by {file.read().strip() or 'another run'}. Wait for it, stop "
+                "it, or give another --workdir."
+            ) from None
+        except OSError as error:  # a file system without locks
+            print(f"{folder} cannot be locked ({error.strerror}): start no second run into it.")
+        file.truncate(0)
+        now = datetime.datetime.now().isoformat(" ", "seconds")
+        program = " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]])
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now} ({program})")
+        file.flush()
+        yield
+
+
+def _lock_file(folder: Path) -> IO[str]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return open(folder / ".lock", "a+")
+    except OSError as error:
+        raise UserError(f"Cannot write to {folder}: {error.strerror}.") from None
 
 
 def remember(path: Path, facts: dict[str, Any], advice: str, *, fresh: bool = False) -> None:

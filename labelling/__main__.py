@@ -3,15 +3,17 @@
     python -m labelling --config=configs/toy.py --workdir=work/toy
     python -m labelling --config=FILE --workdir=DIR --images=DIR --words=FILE --figures=8
     python -m labelling --config=FILE --workdir=DIR --predict
+    python -m labelling --config=FILE --workdir=DIR --engine=ray
 
 A run that was stopped, or killed, goes on where it was when the same command is given again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags
 from tqdm import tqdm
@@ -19,22 +21,25 @@ from tqdm import tqdm
 from fmbseg_jax import program, workfolder
 from fmbseg_jax.config import Config, flatten
 from fmbseg_jax.data import images
-from fmbseg_jax.data.example import PseudoLabel
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import parse_words, read_words
-from labelling.annotated import annotated_image
+from labelling import engines
 from labelling.counts import Counts
-from labelling.dataset import Dataset, read_file
-from labelling.detection import ImageLabels, read_image_labels
-
-if TYPE_CHECKING:  # PyTorch takes seconds to import: only where there is something to label
-    from labelling.stage1 import Labeller
+from labelling.dataset import Dataset, can_read
+from labelling.detection import read_image_labels
+from labelling.worker import Worker
 
 CONFIG, WORKDIR = program.define_config()
 IMAGES = flags.DEFINE_string("images", None, "Folder of images, instead of config.data.images.")
 WORDS = flags.DEFINE_string("words", None, "Word list, instead of config.data.words.")
 STRICT = flags.DEFINE_bool("strict", False, "Stop at the first image that cannot be read.")
 FIGURES = flags.DEFINE_integer("figures", 0, "Draw the first so many records.", lower_bound=0)
+ENGINE = flags.DEFINE_enum(
+    "engine", "local", ["local", "ray"], "This machine, or the Ray cluster of $RAY_ADDRESS."
+)
+WORKERS = flags.DEFINE_integer(
+    "workers", 0, "Processes; 0: one for each GPU, or one where there is none.", lower_bound=0
+)
 PREDICT = flags.DEFINE_bool(
     "predict", False, "Segment --images (default: config.eval.folder/images) without training."
 )
@@ -63,31 +68,31 @@ def label_images(config: Config) -> None:
     names = images.find_images(config.data.images)
     given = read_image_labels(config.data.image_labels, words, names)
     folder = Path(WORKDIR.value, "pseudo_labels")
-    dataset = Dataset(folder, names, config.label.images_per_shard)
+    readable = functools.partial(can_read, config.data.images)
+    dataset = Dataset(folder, names, config.label.images_per_shard, readable)
     missing = dataset.missing()
     if missing and not config.data.annotations:
         _check_models(config)  # before the work folder is claimed with their names
     workdir = workfolder.claim(
         WORKDIR.value, config, ("data", *_USED), "pseudo_labels/*.tfrecord-*"
     )
-    given_lists = {name: indices.tolist() for name, indices in given.items()}
-    dataset.open({"words": list(words), "image_labels": given_lists})
-
-    labeller = None
-    if not config.data.annotations and (missing or FIGURES.value):
-        labeller = _load_models(config, words, folder / "progress" / "models.json")
-    if missing:
-        write_shards(dataset, missing, label_function(config, words, labeller, given))
-    else:
-        print("Every shard is there: nothing to label.")
-    if missing or not dataset.finished:
-        dataset.finish({"words": list(words), "config": flatten(config)})
+    with workfolder.hold(folder):
+        given_lists = {name: indices.tolist() for name, indices in given.items()}
+        dataset.open({"words": list(words), "image_labels": given_lists})
+        worker = Worker(
+            config, words, dataset, given, STRICT.value,
+            workdir / "figures" / "labelling", FIGURES.value,
+        )  # fmt: skip
+        if missing:
+            write_shards(worker, missing)
+        else:
+            print("Every shard is there: nothing to label.")
+        if missing or not dataset.finished:
+            dataset.finish({"words": list(words), "config": flatten(config)})
     print_summary(config, dataset)
     if FIGURES.value:
-        from labelling.figures import draw_records
-
-        out = workdir / "figures" / "labelling"
-        draw_records(folder, out, FIGURES.value, words, labeller=labeller, given=given)
+        worker.draw_missing()
+        print(f"figures in {worker.figures}")
 
 
 def predict_images(config: Config) -> None:
@@ -105,43 +110,55 @@ def predict_images(config: Config) -> None:
     images.find_images(folder)
     _check_models(config)
     workdir = workfolder.claim(WORKDIR.value, config, _USED, "predictions/*/*")
+    from labelling import models
     from labelling.predict import predict_folder
 
     out = workdir / "predictions"
-    predict_folder(
-        folder, out, words, lambda: _load_models(config, words, out / "models.json"), STRICT.value
-    )
+    device = models.devices(config.label.device, 1)[0]
+    with workfolder.hold(out):
+        predict_folder(
+            folder,
+            out,
+            words,
+            lambda: models.load(config, words, out / "models.json", device),
+            STRICT.value,
+        )
 
 
-def label_function(
-    config: Config, words: Sequence[str], labeller: Labeller | None, given: ImageLabels
-) -> Callable[[str], PseudoLabel]:
-    """From an image's name to its record: by the labeller, or without one by the annotations."""
-
-    def label(name: str) -> PseudoLabel:
-        data = read_file(Path(config.data.images, name))
-        if labeller is None:
-            return annotated_image(config.data.annotations, data, name, len(words))
-        return labeller.label_image(data, name, given.get(name))
-
-    return label
-
-
-def write_shards(
-    dataset: Dataset, missing: Sequence[int], label: Callable[[str], PseudoLabel]
-) -> None:
-    """Makes the missing shards, one after the other, under a progress bar."""
-    done = dataset.counts(apart_from=missing)
+def write_shards(worker: Worker, missing: Sequence[int]) -> None:
+    """Makes the missing shards by the engine of the flags, under a progress bar."""
+    dataset, start = worker.dataset, time.monotonic()
+    done, made = dataset.counts(apart_from=missing), dict[int, Counts]()
     with tqdm(total=len(dataset.names), initial=done.images, unit="image") as bar:
 
-        def show(counts: Counts) -> None:
-            so_far = done + counts
+        def progress(shard: int, counts: Counts) -> None:
+            made[shard] = counts
+            so_far = sum(made.values(), done)
             skipped = f", {len(so_far.skipped)} skipped" if so_far.skipped else ""
             bar.set_postfix_str(f"coverage {so_far.coverage:.1%}{skipped}", refresh=False)
-            bar.update()
+            bar.update(so_far.images - bar.n)
 
-        for shard in missing:
-            done += dataset.write(shard, label, show, STRICT.value)
+        devices = _devices(worker.config)
+        if ENGINE.value == "ray":
+            engines.run_ray(worker, missing, progress, WORKERS.value)
+        elif len(devices) == 1:
+            worker.device = devices[0]
+            engines.run_here(worker, missing, progress)
+        else:
+            engines.run_processes(worker, missing, progress, devices)
+    dataset.refresh()
+    seconds = time.monotonic() - start
+    images_made = sum(counts.images for counts in made.values())
+    waited = f"; the models waited {1 - worker.busy / seconds:.0%} of the time" * bool(worker.busy)
+    print(f"{images_made / seconds:.2f} images/s{waited}")
+
+
+def _devices(config: Config) -> list[str]:
+    if config.data.annotations:
+        return ["cpu"] * max(1, WORKERS.value)
+    from labelling import models
+
+    return models.devices(config.label.device, WORKERS.value)
 
 
 def print_summary(config: Config, dataset: Dataset) -> None:
@@ -159,20 +176,13 @@ def print_summary(config: Config, dataset: Dataset) -> None:
     )
     if counts.skipped:
         print(f"skipped (all in {dataset.folder / 'skipped.tsv'}):\n{counts.reasons()}")
-        if shards := " ".join(str(path) for path in dataset.with_skipped()):
-            print(f"To label them once they are mended, delete {shards} and run again.")
+        print("Once they are mended, the same command labels them.")
 
 
 def _check_models(config: Config) -> None:
     from labelling import models
 
     models.check(config)
-
-
-def _load_models(config: Config, words: Sequence[str], identity: Path) -> Labeller:
-    from labelling import models
-
-    return models.load(config, words, identity)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,11 @@ class Counts:
         return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     @property
+    def skipped_names(self) -> list[str]:
+        """The images left out."""
+        return [name for name, _ in self.skipped]
+
+    @property
     def coverage(self) -> float:
         """Share of the pixels that have a word."""
         return self.labelled / max(self.pixels, 1)

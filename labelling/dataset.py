@@ -15,15 +15,16 @@ most its unfinished shard, which the next run makes again, and the sums are alwa
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fmbseg_jax.data import example
+from fmbseg_jax.data import example, images
 from fmbseg_jax.data.example import PseudoLabel
 from fmbseg_jax.data.images import ImageError, write_atomically
-from fmbseg_jax.data.tfrecord import ShardWriter, shard_name
+from fmbseg_jax.data.tfrecord import RecordError, RecordSource, ShardWriter, shard_name
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.workfolder import remember
 from labelling.counts import Counts
@@ -32,8 +33,15 @@ from labelling.counts import Counts
 class Dataset:
     """The pseudo labels of some images, shard by shard."""
 
-    def __init__(self, folder: Path, names: Sequence[str], images_per_shard: int):
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        images_per_shard: int,
+        readable: Callable[[str], bool] = lambda name: False,
+    ):
+        """readable: whether an image, left out by an earlier run, can be read by now."""
+        self.folder, self.readable = folder, readable
         self.names = list(names)
         self.per_shard = images_per_shard
         self.num_shards = -(-len(self.names) // images_per_shard)
@@ -58,15 +66,15 @@ class Dataset:
         return self.folder / shard_name(name, "train", shard, self.num_shards)
 
     def missing(self) -> list[int]:
-        """The shards that are still to be made, or in which nothing could be read."""
-        done = self._written()
-        return [s for s in range(self.num_shards) if s not in done or not done[s].records]
+        """The shards that are still to be made, or to which an image can be added."""
+        return [shard for shard in range(self.num_shards) if not self._whole(shard)]
 
-    def with_skipped(self) -> list[Path]:
-        """The shards that images were left out of, where others could be read."""
-        done = self._written().items()
-        return [self.path(s) for s, counts in done if counts.skipped and counts.records]
+    def _whole(self, shard: int) -> bool:
+        """Whether a shard is there, with all of its images that can be read by now."""
+        counts = self._written.get(shard, Counts())
+        return counts.records > 0 and not any(map(self.readable, counts.skipped_names))
 
+    @functools.cached_property
     def _written(self) -> dict[int, Counts]:
         """The counts of the shards that are there, whole."""
         shards = [s for s in range(self.num_shards) if self.path(s).exists()]
@@ -75,34 +83,34 @@ class Dataset:
     def write(
         self,
         shard: int,
-        label: Callable[[str], PseudoLabel],
+        label: Callable[[Sequence[str]], Iterator[PseudoLabel | ImageError]],
         after_image: Callable[[Counts], None] = lambda counts: None,
         strict: bool = False,
     ) -> Counts:
-        """Labels the images of a shard and writes it.
+        """Labels the images of a shard and writes it; records that it held before are kept.
 
         Args:
-          label: from an image's name to its record; an ImageError skips the image.
+          label: from images' names to their records, in order; an ImageError skips the image.
           after_image: gets the counts of this shard so far.
           strict: an ImageError stops instead.
         """
-        counts = Counts()
-        first = shard * self.per_shard
+        counts, kept = Counts(), self._records(shard)
+        names = self.names[shard * self.per_shard :][: self.per_shard]
+        labelled = label([name for name in names if name not in kept])
         try:
             with ShardWriter(self.path(shard)) as writer:
-                for name in self.names[first : first + self.per_shard]:
-                    try:
-                        labelled = label(name)
-                    except ImageError as error:
+                for name in names:
+                    one = kept.get(name) or next(labelled)
+                    if isinstance(one, ImageError):
                         if strict:
                             raise UserError(
-                                f"{name} {error}. Without --strict it would be skipped and listed."
-                            ) from None
-                        counts.skip(name, str(error))
+                                f"{name} {one}. Without --strict it would be skipped and listed."
+                            )
+                        counts.skip(name, str(one))
                     else:
-                        record = example.encode(labelled)
+                        record = example.encode(one)
                         writer.write(record)
-                        counts.add(labelled, len(record))
+                        counts.add(one, len(record))
                     after_image(counts)
                 write_json(self._counts_path(shard), dataclasses.asdict(counts))
         except OSError as error:
@@ -112,10 +120,25 @@ class Dataset:
             ) from None
         return counts
 
+    def _records(self, shard: int) -> dict[str, PseudoLabel]:
+        """What an earlier run wrote in a shard, by image; nothing if it is damaged."""
+        if shard not in self._written:
+            return {}
+        try:
+            source = RecordSource([self.path(shard)])
+            labels = [example.decode_pseudo_label(source[i]) for i in range(len(source))]
+        except RecordError:
+            return {}
+        return {label.filename: label for label in labels}
+
     def counts(self, apart_from: Sequence[int] = ()) -> Counts:
         """Sums over all shards that are there, by whatever run."""
-        written = self._written().items()
-        return sum((counts for s, counts in written if s not in apart_from), Counts())
+        chosen = (counts for s, counts in self._written.items() if s not in apart_from)
+        return sum(chosen, Counts())
+
+    def refresh(self) -> None:
+        """Looks at the folder anew: shards were made."""
+        vars(self).pop("_written", None)
 
     @property
     def finished(self) -> bool:
@@ -124,7 +147,7 @@ class Dataset:
 
     def finish(self, metadata: dict[str, Any]) -> None:
         """Writes the list of skipped images, and last what makes this a finished dataset."""
-        shards = [self._read_counts(shard) for shard in range(self.num_shards)]
+        shards = [self._written[shard] for shard in range(self.num_shards)]
         total = sum(shards, Counts())
         if not total.records:
             raise UserError(f"None of the images can be read:\n{total.reasons()}")
@@ -154,6 +177,15 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from None
+
+
+def can_read(folder: str | Path, name: str) -> bool:
+    """Whether an image can be read and decoded."""
+    try:
+        images.decode(read_file(Path(folder, name)))
+    except ImageError:
+        return False
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:

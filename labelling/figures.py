@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -14,8 +14,7 @@ from fmbseg_jax.data.example import PseudoLabel, decode_pseudo_label
 from fmbseg_jax.data.tfrecord import RecordSource, find_shards
 from fmbseg_jax.vocabulary import IGNORE
 from labelling.compose import pixel_similarities
-from labelling.detection import ImageLabels
-from labelling.stage1 import Labeller, Scene
+from labelling.stage1 import Scene
 
 _SIDE = 512
 """Long side of the pictures, in pixels."""
@@ -30,26 +29,26 @@ _STAR = np.stack(
 """float [10, 2], corners (x, y) of a star of radius 1, tip up."""
 
 
+def draw(out: Path, label: PseudoLabel, words: Sequence[str], scene: Scene | None) -> None:
+    """Draws a record as `out`/NAME.png."""
+    path = out / PurePosixPath(label.filename).with_suffix(".png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(label_sheet(label, words, scene)).save(path)
+
+
 def draw_records(
     folder: Path,
     out: Path,
     count: int,
     words: Sequence[str],
-    *,
-    labeller: Labeller | None,
-    given: ImageLabels,
+    look: Callable[[PseudoLabel], Scene | None],
 ) -> None:
-    """Draws the first `count` records of a dataset into `out`, as NAME.png."""
+    """Draws those of the first `count` records of a dataset that are not drawn yet."""
     records = RecordSource(find_shards(folder))
     for i in range(min(count, len(records))):
         label = decode_pseudo_label(records[i])
-        scene = None
-        if labeller:
-            scene = labeller.look(images.decode(label.image), given.get(label.filename))
-        path = out / PurePosixPath(label.filename).with_suffix(".png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(label_sheet(label, words, scene)).save(path)
-    print(f"figures in {out}")
+        if not (out / PurePosixPath(label.filename).with_suffix(".png")).exists():
+            draw(out, label, words, look(label))
 
 
 def label_sheet(label: PseudoLabel, words: Sequence[str], scene: Scene | None = None) -> np.ndarray:

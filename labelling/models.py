@@ -18,18 +18,17 @@ from labelling.stage1 import Labeller
 
 def check(config: Config) -> None:
     """Raises UserError where a device or model is not there or cannot be read; loads nothing."""
-    pick_device(config.label.device)
+    devices(config.label.device)
     sam_checkpoint.read(config.models.sam)
     hub.locate(config.models.clip)  # the last: it may take a download
 
 
-def load(config: Config, words: Sequence[str], identity: Path) -> Labeller:
-    """Loads the models.
+def load(config: Config, words: Sequence[str], identity: Path, device: str) -> Labeller:
+    """Loads the models onto a device, "cpu" or "cuda:1".
 
     Args:
       identity: JSON file of their sources and hashes; written by the first run, checked by others.
     """
-    device = pick_device(config.label.device)
     clip_model = clip.Clip(config.models.clip, device)
     sam_model = sam.Sam(config.models.sam, device)
     facts = {
@@ -42,18 +41,23 @@ def load(config: Config, words: Sequence[str], identity: Path) -> Labeller:
     return Labeller(clip_model, sam_model, words, config.label)
 
 
-def pick_device(name: str) -> str:
-    """The device for "auto" (CUDA where there is one, else the CPU), or `name` if it is there."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+def devices(name: str, workers: int = 0) -> list[str]:
+    """The devices that `label.device` means, one for each of `workers`.
+
+    Args:
+      name: "auto" (all GPUs, or the CPU), "cpu", "cuda" (all GPUs), "cuda:1", ...
+      workers: 0: one for each device.
+    """
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    found = {"auto": gpus or ["cpu"], "cuda": gpus}.get(name) or [name]
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=found[0])
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"label.device is {name!r}, which cannot be used here ({str(error).splitlines()[0]}). "
             "Give cpu, cuda, cuda:1, ..., or auto."
         ) from None
-    return name
+    return [found[i % len(found)] for i in range(workers or len(found))]
 
 
 def content_hash(model: torch.nn.Module) -> str:

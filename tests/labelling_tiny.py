@@ -61,6 +61,7 @@ def run(*arguments: str) -> tuple[int, str]:
     """
     known = flags.FLAGS._flags()
     ours = ("config", "workdir", "images", "words", "strict", "figures", "predict")
+    ours += ("engine", "workers")
     before = {name: known.pop(name) for name in ours if name in known}
     argv, sys.argv = sys.argv, ["labelling", *map(str, arguments)]
     try:

@@ -310,14 +310,15 @@ def _after(kill, calls):
 
 def test_nothing_to_do(world, capsys, monkeypatch):
     label(world)
-    before = {p: p.stat().st_mtime_ns for p in (world / "work/pseudo_labels").rglob("*")}
+    before = {p: p.stat().st_mtime_ns for p in (world / "work/pseudo_labels").rglob("[!.]*")}
     capsys.readouterr()
     for model in ("labelling.clip.Clip", "labelling.sam.Sam"):
         monkeypatch.setattr(model, None)
     assert label(world) == (0, "")
     output = capsys.readouterr().out
     assert "nothing to label" in output and "images    8: 8 labelled" in output
-    assert {p: p.stat().st_mtime_ns for p in (world / "work/pseudo_labels").rglob("*")} == before
+    after = {p: p.stat().st_mtime_ns for p in (world / "work/pseudo_labels").rglob("[!.]*")}
+    assert after == before
 
 
 def test_nothing_to_do_does_not_import_pytorch(world):

@@ -286,10 +286,12 @@ def test_faulty_annotations(tmp_path):
 
 
 def test_devices():
-    assert models.pick_device("cpu") == "cpu"
-    assert models.pick_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert models.devices("cpu") == ["cpu"]
+    assert models.devices("cpu", 3) == ["cpu"] * 3
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    assert models.devices("auto") == (gpus or ["cpu"])
     with pytest.raises(UserError, match="label.device is 'tpu', which cannot be used here"):
-        models.pick_device("tpu")
+        models.devices("tpu")
 
 
 def test_models_that_changed(tmp_path):
@@ -298,13 +300,13 @@ def test_models_that_changed(tmp_path):
     save_clip(tmp_path / "clip")
     save_sam(tmp_path / "sam.pth")
     models.check(settings)
-    models.load(settings, WORDS, tmp_path / "models.json")
-    models.load(settings, WORDS, tmp_path / "models.json")
+    models.load(settings, WORDS, tmp_path / "models.json", "cpu")
+    models.load(settings, WORDS, tmp_path / "models.json", "cpu")
     tensors = torch.load(tmp_path / "sam.pth")
     tensors["mask_decoder.iou_token.weight"] += 1e-3
     torch.save(tensors, tmp_path / "sam.pth")
     with pytest.raises(UserError, match=r"was made from something else:\n  sam_sha256:"):
-        models.load(settings, WORDS, tmp_path / "models.json")
+        models.load(settings, WORDS, tmp_path / "models.json", "cpu")
     os.remove(tmp_path / "sam.pth")
     with pytest.raises(UserError, match="No SAM checkpoint at"):
         models.check(settings)

@@ -1,0 +1,172 @@
+"""Who makes the shards: this process, one process for each GPU, or a Ray cluster.
+
+A shard is the unit of work. A worker that dies loses its shard, which another one makes again.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from fmbseg_jax.errors import UserError
+from labelling.counts import Counts
+from labelling.worker import Worker
+
+Progress = Callable[[int, Counts], None]
+"""Gets a shard and its counts so far."""
+
+ATTEMPTS = 3
+"""How often a shard is tried before a worker's death is taken for the shard's fault."""
+
+
+def run_here(worker: Worker, shards: Sequence[int], progress: Progress) -> None:
+    """One shard after the other, in this process."""
+    for shard in shards:
+        worker.write(shard, functools.partial(progress, shard))
+
+
+def run_processes(
+    worker: Worker, shards: Sequence[int], progress: Progress, devices: Sequence[str]
+) -> None:
+    """A process for each of `devices`, such as "cuda:0", "cuda:1", or "cpu" several times."""
+    todo, deaths = collections.deque(shards), collections.Counter[int]()
+    idle = [_Process(worker, device, len(devices)) for device in devices[: len(todo)]]
+    busy: dict[Connection, _Process] = {}
+    try:
+        while todo or busy:
+            while todo and idle:
+                process = idle.pop()
+                process.give(todo.popleft())
+                busy[process.connection] = process
+            for connection in wait(busy):
+                process = busy[connection]  # type: ignore[index]
+                try:
+                    kind, value = process.connection.recv()
+                except (EOFError, OSError):
+                    del busy[process.connection]
+                    process.stop()
+                    deaths[process.shard] += 1
+                    _check_deaths(process.shard, deaths, process.exit)
+                    todo.appendleft(process.shard)
+                    idle.append(_Process(worker, process.device, len(devices)))
+                    continue
+                if kind == "error":
+                    raise value
+                progress(process.shard, value)
+                if kind == "done":
+                    idle.append(busy.pop(process.connection))
+    finally:
+        for process in [*idle, *busy.values()]:
+            process.stop()
+
+
+class _Process:
+    """A process with a worker in it, that makes the shards it is given."""
+
+    def __init__(self, worker: Worker, device: str, shares: int):
+        context = multiprocessing.get_context("spawn")
+        self.device, self.shard = device, -1
+        self.connection, theirs = context.Pipe()
+        worker = dataclasses.replace(worker, device=device)
+        self._process = context.Process(target=_serve, args=(worker, shares, theirs), daemon=True)
+        self._process.start()
+        theirs.close()  # so that its death closes the pipe
+
+    def give(self, shard: int) -> None:
+        """Has it make a shard."""
+        self.shard = shard
+        with contextlib.suppress(OSError):  # it is dead: the pipe says so where it is read
+            self.connection.send(shard)
+
+    def stop(self) -> None:
+        """Ends it at once, if it is still there."""
+        self.connection.close()
+        if self._process.is_alive() and self._process.exitcode is None:
+            self._process.terminate()
+        self._process.join()
+
+    @property
+    def exit(self) -> str:
+        """How it ended."""
+        code = self._process.exitcode or 0
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _serve(worker: Worker, shares: int, connection: Connection) -> None:
+    """What a process does: shards in, counts out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    if worker.device == "cpu":
+        import torch
+
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // shares))
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone
+        while True:
+            shard = connection.recv()
+            try:
+                counts = worker.write(shard, lambda counts: connection.send(("image", counts)))
+                connection.send(("done", counts))
+            except (EOFError, ConnectionError):
+                raise
+            except UserError as error:
+                connection.send(("error", error))
+            except Exception:
+                connection.send(("error", RuntimeError(traceback.format_exc())))
+
+
+def _check_deaths(shard: int, deaths: collections.Counter[int], how: str) -> None:
+    if deaths[shard] >= ATTEMPTS:
+        raise UserError(
+            f"{ATTEMPTS} workers died ({how}) while they made shard {shard}. Out of memory? Give "
+            "fewer --workers, or look at its images. Shards that are done stay."
+        )
+
+
+def run_ray(worker: Worker, shards: Sequence[int], progress: Progress, workers: int) -> None:
+    """Actors of a Ray cluster: that of $RAY_ADDRESS, or one of this machine alone.
+
+    Work folder and images have to be where every node finds them.
+
+    Args:
+      workers: how many; 0: one for each GPU of the cluster, or one where there is none.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--engine=ray needs Ray: pip install 'ray>=2.50'") from None
+    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    remote = ray.remote(
+        num_cpus=1, num_gpus=min(1, gpus), max_restarts=ATTEMPTS - 1, max_task_retries=ATTEMPTS - 1
+    )
+    actor: Any = remote(_Actor)
+    actors = [actor.remote(worker) for _ in range(min(workers or gpus or 1, len(shards)))]
+    pool = ray.util.ActorPool(actors)
+    try:
+        for made in pool.map_unordered(lambda actor, shard: actor.write.remote(shard), shards):
+            progress(*made)
+    except ray.exceptions.RayActorError as error:
+        raise UserError(
+            f"A worker died {ATTEMPTS} times over one shard: {error}. Shards that are done stay."
+        ) from None
+    finally:
+        ray.shutdown()
+
+
+class _Actor:
+    """A worker on a cluster."""
+
+    def __init__(self, worker: Worker):
+        self._worker = worker
+
+    def write(self, shard: int) -> tuple[int, Counts]:
+        """Makes a shard."""
+        return shard, self._worker.write(shard)
