@@ -114,7 +114,7 @@ def contact_sheet(
 
 def main() -> None:
     config = CONFIG.value
-    workdir = workfolder.make(WORKDIR.value)
+    workdir = Path(workfolder.make(workfolder.local(WORKDIR.value)))
     model = Path(MODEL.value or workdir / "export")
     if not config.eval.folder:
         raise UserError("Give the annotated folder to evaluate on: --config.eval.folder=DIR.")

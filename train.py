@@ -168,7 +168,7 @@ model.json has the whole config.
 
 def main() -> None:
     sharding.start_hosts()
-    config, workdir = CONFIG.value, Path(WORKDIR.value)
+    config, workdir = CONFIG.value, workfolder.local(WORKDIR.value)
     online = config.train.features == "online"
     read_metadata(workdir / ("pseudo_labels" if online else "features"))  # no folder is made yet
     if jax.process_index() == 0:
@@ -176,7 +176,8 @@ def main() -> None:
         if online:
             used += ("models.vision", "features.size", "features.compute")
         workfolder.claim(workdir, config, used, "checkpoints/[0-9]*")
-    train(config, workdir)
+    with sharding.hold(workdir / "checkpoints"):
+        train(config, workdir)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax import Array
 
 from fmbseg_jax import logs, program, sharding, workfolder
@@ -34,13 +34,12 @@ from fmbseg_jax.models import weights
 from fmbseg_jax.patches import PatchEncoder, encode
 
 
-def write_features(config: Config, workdir: Path) -> None:
+def write_features(config: Config, workdir: epath.Path) -> None:
     """Runs the stage: WORKDIR/pseudo_labels → WORKDIR/features."""
     source = workdir / "pseudo_labels"
     metadata = example.read_metadata(source)
     inputs = find_shards(source)
     folder = workdir / "features"
-    folder.mkdir(exist_ok=True)
     vision = {"source": config.models.vision, "hash": weights.content_hash(config.models.vision)}
     options = config.features
     made_by = {
@@ -74,7 +73,12 @@ class _Shard:
     """A shard of features, and what it has to be made from."""
 
     def __init__(
-        self, folder: Path, index: int, count: int, labelled: Path, made_by: dict[str, Any]
+        self,
+        folder: epath.Path,
+        index: int,
+        count: int,
+        labelled: epath.Path,
+        made_by: dict[str, Any],
     ):
         self.path = folder / shard_name(
             example.dataset_name(example.PatchFeatures), "train", index, count
@@ -94,20 +98,20 @@ class _Shard:
     def writer(self) -> ShardWriter:
         """What it is made from is on disk before it gets its name; so the old one goes first."""
         self.path.unlink(missing_ok=True)
-        self._record.parent.mkdir(exist_ok=True)
+        self._record.parent.mkdir(parents=True, exist_ok=True)
         images.write_atomically(self._record, json.dumps(self._facts).encode())
         return ShardWriter(self.path)
 
 
 def _finish(
     config: Config,
-    folder: Path,
-    shards: list[Path],
+    folder: epath.Path,
+    shards: list[epath.Path],
     vision: dict[str, str],
     metadata: dict[str, Any],
 ) -> None:
     sizes = [len(RecordSource([path])) for path in shards]
-    num_bytes = sum(path.stat().st_size for path in shards)
+    num_bytes = sum(path.stat().length for path in shards)
     stage = {
         name: value
         for name, value in flatten(config).items()
@@ -195,11 +199,12 @@ def _halves(module: Any, params: Any, pixels: Array) -> Array:
 
 def main() -> None:
     sharding.start_hosts()
-    config, workdir = CONFIG.value, Path(WORKDIR.value)
+    config, workdir = CONFIG.value, epath.Path(WORKDIR.value)
     example.read_metadata(workdir / "pseudo_labels")  # a mistyped folder is not made
     if jax.process_index() == 0:
         workfolder.claim(workdir, config, ("models.vision", "features"), "features/*.tfrecord-*")
-    write_features(config, workdir)
+    with sharding.hold(workdir / "features"):
+        write_features(config, workdir)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fmbseg_jax import workfolder
 from fmbseg_jax.errors import UserError
 
 
@@ -43,6 +47,15 @@ def wait_for_all(name: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def hold(folder: epath.PathLike) -> Iterator[None]:
+    """`workfolder.hold`, by one process for all of them."""
+    first = jax.process_index() == 0
+    with workfolder.hold(folder) if first else contextlib.nullcontext():
+        wait_for_all(f"{folder} is held")
+        yield
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import fnmatch
 import json
 import os
 import socket
@@ -17,8 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from etils import epath
+
 from fmbseg_jax.config import Config, flatten
-from fmbseg_jax.data.images import write_atomically
+from fmbseg_jax.data.images import exists, is_remote, write_atomically
 from fmbseg_jax.errors import UserError
 
 # Changing these changes speed, memory or where a thing lies, never a result.
@@ -28,16 +31,28 @@ _FREE = {
 }  # fmt: skip
 
 
-def make(workdir: str | Path) -> Path:
+def make(workdir: epath.PathLike) -> epath.Path:
     """Makes the work folder, if it is not there."""
+    exists(workdir)  # a store that cannot be asked
     try:
-        Path(workdir).mkdir(parents=True, exist_ok=True)
+        epath.Path(workdir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"Cannot make the work folder {workdir}: {error.strerror}.") from None
+        raise UserError(
+            f"Cannot make the work folder {workdir}: {error.strerror or error}."
+        ) from None
+    return epath.Path(workdir)
+
+
+def local(workdir: str) -> Path:
+    """The path of a work folder that has to be on this machine."""
+    if is_remote(workdir):
+        raise UserError(f"This program needs a --workdir on this machine, not {workdir}.")
     return Path(workdir)
 
 
-def claim(workdir: str | Path, config: Config, fields: tuple[str, ...], made: str) -> Path:
+def claim(
+    workdir: epath.PathLike, config: Config, fields: tuple[str, ...], made: str
+) -> epath.Path:
     """Makes the work folder, and records there the config fields that a stage depends on.
 
     Where the stage has already made something with other values it is refused: its results would be
@@ -45,15 +60,15 @@ def claim(workdir: str | Path, config: Config, fields: tuple[str, ...], made: st
 
     Args:
       fields: sections and fields, such as ("data", "label", "models.clip").
-      made: what the stage makes, as a pattern: "pseudo_labels/*.tfrecord-*".
+      made: folder and names of what the stage makes: "pseudo_labels/*.tfrecord-*".
 
     Returns:
       The folder.
     """
-    workdir = make(workdir)
-    path, stage = workdir / "config.json", made.split("/")[0]
+    workdir, (stage, names) = make(workdir), made.split("/")
+    path = workdir / "config.json"
     recorded = json.loads(path.read_text()) if path.exists() else {}
-    before = recorded.get(stage, {}) if any(workdir.glob(made)) else {}
+    before = recorded.get(stage, {}) if holds(workdir / stage, names) else {}
     ours = {
         name: value
         for name, value in flatten(config).items()
@@ -78,15 +93,28 @@ def claim(workdir: str | Path, config: Config, fields: tuple[str, ...], made: st
     return workdir
 
 
+def holds(folder: epath.Path, names: str) -> bool:
+    """Whether a folder holds anything whose name matches a pattern."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return any(fnmatch.fnmatch(path.name, names) for path in found)
+
+
 @contextlib.contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def hold(folder: epath.PathLike) -> Iterator[None]:
     """Keeps other runs out of a folder, which is made, while the block runs.
 
-    The operating system lets go of the lock when its holder ends, however that happens.
+    The operating system lets go of the lock when its holder ends, however that happens. What
+    killed ones have left unfinished is removed.
 
     Raises:
       UserError: another run holds it; the message says which.
     """
+    if is_remote(folder):
+        print(f"{folder} cannot be locked, being remote: start no second run into it.")
+        make(folder)
+        yield
+        return
+    folder = Path(folder)
     with _lock_file(folder) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,7 +122,7 @@ def hold(folder: Path) -> Iterator[None]:
             file.seek(0)
             raise UserError(
                 f"{folder} is in use by {file.read().strip() or 'another run'}. Wait for it, stop "
-                "it, or give another --workdir."
+                "it, or give another folder."
             ) from None
         except OSError as error:  # a file system without locks
             print(f"{folder} cannot be locked ({error.strerror}): start no second run into it.")
@@ -103,7 +131,17 @@ def hold(folder: Path) -> Iterator[None]:
         program = " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]])
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {now} ({program})")
         file.flush()
-        yield
+        _sweep(folder)
+        try:
+            yield
+        finally:
+            _sweep(folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what killed runs, or killed workers of this one, have left unfinished."""
+    for path in folder.rglob("*.incomplete"):
+        path.unlink(missing_ok=True)
 
 
 def _lock_file(folder: Path) -> IO[str]:
@@ -114,7 +152,9 @@ def _lock_file(folder: Path) -> IO[str]:
         raise UserError(f"Cannot write to {folder}: {error.strerror}.") from None
 
 
-def remember(path: Path, facts: dict[str, Any], advice: str, *, fresh: bool = False) -> None:
+def remember(
+    path: epath.Path | Path, facts: dict[str, Any], advice: str, *, fresh: bool = False
+) -> None:
     """Writes down what the contents of a folder are made from; refuses other facts later.
 
     Args:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
+from etils import epath
 from tqdm import tqdm
 
 from fmbseg_jax import program, workfolder
@@ -67,7 +68,7 @@ def label_images(config: Config) -> None:
     words = parse_words(config.data.words)
     names = images.find_images(config.data.images)
     given = read_image_labels(config.data.image_labels, words, names)
-    folder = Path(WORKDIR.value, "pseudo_labels")
+    folder = epath.Path(WORKDIR.value) / "pseudo_labels"
     readable = functools.partial(can_read, config.data.images)
     dataset = Dataset(folder, names, config.label.images_per_shard, readable)
     missing = dataset.missing()
@@ -109,7 +110,7 @@ def predict_images(config: Config) -> None:
     folder = Path(IMAGES.value or Path(config.eval.folder, "images"))
     images.find_images(folder)
     _check_models(config)
-    workdir = workfolder.claim(WORKDIR.value, config, _USED, "predictions/*/*")
+    workdir = workfolder.claim(workfolder.local(WORKDIR.value), config, _USED, "predictions/stage1")
     from labelling import models
     from labelling.predict import predict_folder
 

@@ -18,15 +18,16 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from fmbseg_jax.data import example, images
 from fmbseg_jax.data.example import PseudoLabel
 from fmbseg_jax.data.images import ImageError, write_atomically
 from fmbseg_jax.data.tfrecord import RecordError, RecordSource, ShardWriter, shard_name
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.workfolder import remember
+from fmbseg_jax.workfolder import holds, remember
 from labelling.counts import Counts
 
 
@@ -35,13 +36,13 @@ class Dataset:
 
     def __init__(
         self,
-        folder: Path,
+        folder: epath.PathLike,
         names: Sequence[str],
         images_per_shard: int,
         readable: Callable[[str], bool] = lambda name: False,
     ):
         """readable: whether an image, left out by an earlier run, can be read by now."""
-        self.folder, self.readable = folder, readable
+        self.folder, self.readable = epath.Path(folder), readable
         self.names = list(names)
         self.per_shard = images_per_shard
         self.num_shards = -(-len(self.names) // images_per_shard)
@@ -55,12 +56,12 @@ class Dataset:
                 self._progress / "manifest.json",
                 {"images": self.names, **facts},
                 "Put them back as they were, or give the new data another --workdir.",
-                fresh=not any(self.folder.glob("*.tfrecord-*")),
+                fresh=not holds(self.folder, "*.tfrecord-*"),
             )
         except OSError as error:
-            raise UserError(f"Cannot write to {self.folder}: {error.strerror}.") from None
+            raise UserError(f"Cannot write to {self.folder}: {error.strerror or error}.") from None
 
-    def path(self, shard: int) -> Path:
+    def path(self, shard: int) -> epath.Path:
         """Where a shard lies."""
         name = example.dataset_name(PseudoLabel)
         return self.folder / shard_name(name, "train", shard, self.num_shards)
@@ -115,8 +116,8 @@ class Dataset:
                 write_json(self._counts_path(shard), dataclasses.asdict(counts))
         except OSError as error:
             raise UserError(
-                f"Cannot write {self.path(shard)}: {error.strerror}. Shards that are done stay; "
-                "run the same command again to continue."
+                f"Cannot write {self.path(shard)}: {error.strerror or error}. Shards that are done "
+                "stay; run the same command again to continue."
             ) from None
         return counts
 
@@ -164,30 +165,30 @@ class Dataset:
             self.folder, PseudoLabel, [counts.records for counts in shards], total.bytes, metadata
         )
 
-    def _counts_path(self, shard: int) -> Path:
+    def _counts_path(self, shard: int) -> epath.Path:
         return self._progress / f"{shard:05d}.json"
 
     def _read_counts(self, shard: int) -> Counts:
         return Counts(**json.loads(self._counts_path(shard).read_text()))
 
 
-def read_file(path: Path) -> bytes:
+def read_file(folder: epath.PathLike, name: str) -> bytes:
     """The bytes of an image file; one that cannot be opened is an ImageError like a damaged one."""
     try:
-        return path.read_bytes()
+        return (epath.Path(folder) / name).read_bytes()
     except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror}") from None
+        raise ImageError(f"cannot be read: {error.strerror or error}") from None
 
 
-def can_read(folder: str | Path, name: str) -> bool:
+def can_read(folder: epath.PathLike, name: str) -> bool:
     """Whether an image can be read and decoded."""
     try:
-        images.decode(read_file(Path(folder, name)))
+        images.decode(read_file(folder, name))
     except ImageError:
         return False
     return True
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: epath.Path, value: Any) -> None:
     """Writes JSON, atomically."""
     write_atomically(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from fmbseg_jax.errors import UserError
 
@@ -35,7 +35,9 @@ def vote(similarities: np.ndarray, min_crops: int) -> tuple[np.ndarray, np.ndarr
     return found, votes[found].astype(np.int32)
 
 
-def read_image_labels(path: str | Path, words: Sequence[str], names: Sequence[str]) -> ImageLabels:
+def read_image_labels(
+    path: epath.PathLike, words: Sequence[str], names: Sequence[str]
+) -> ImageLabels:
     """Reads image-level labels: lines `path<TAB>word,word`, which replace the votes.
 
     Nothing after the tab means that none of the words is in the image.
@@ -49,14 +51,14 @@ def read_image_labels(path: str | Path, words: Sequence[str], names: Sequence[st
     """
     if not path:
         return {}
-    path = Path(path)
-    if not path.is_file():
+    path = epath.Path(path)
+    if not path.exists():
         raise UserError(f"No file of image-level labels at {path}. Lines are: path<TAB>word,word")
     index = {word.lower(): i for i, word in enumerate(words)}
     known = set(names)
     labels: ImageLabels = {}
     faults = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().decode("utf-8-sig").splitlines(), 1):
         if not line.strip():
             continue
         name, tab, listed = line.partition("\t")

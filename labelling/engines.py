@@ -143,15 +143,16 @@ def run_ray(worker: Worker, shards: Sequence[int], progress: Progress, workers: 
     except ImportError:
         raise UserError("--engine=ray needs Ray: pip install 'ray>=2.50'") from None
     ray.init(ignore_reinit_error=True, log_to_driver=False)
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    remote = ray.remote(
-        num_cpus=1, num_gpus=min(1, gpus), max_restarts=ATTEMPTS - 1, max_task_retries=ATTEMPTS - 1
-    )
-    actor: Any = remote(_Actor)
-    actors = [actor.remote(worker) for _ in range(min(workers or gpus or 1, len(shards)))]
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    count = min(workers or gpus or 1, len(shards))
+    again = {"max_restarts": ATTEMPTS - 1, "max_task_retries": ATTEMPTS - 1}
+    share = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cpus // count)}
+    actor: Any = ray.remote(**share, **again)(_Actor)  # type: ignore[call-overload]
+    actors = [actor.remote(worker) for _ in range(count)]
     pool = ray.util.ActorPool(actors)
     try:
-        for made in pool.map_unordered(lambda actor, shard: actor.write.remote(shard), shards):
+        for made in pool.map_unordered(lambda actor, shard: actor.write.remote(shard), [*shards]):
             progress(*made)
     except ray.exceptions.RayActorError as error:
         raise UserError(

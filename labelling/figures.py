@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
+from etils import epath
 from PIL import Image, ImageDraw
 
 from fmbseg_jax import figures
@@ -29,16 +31,18 @@ _STAR = np.stack(
 """float [10, 2], corners (x, y) of a star of radius 1, tip up."""
 
 
-def draw(out: Path, label: PseudoLabel, words: Sequence[str], scene: Scene | None) -> None:
+def draw(out: epath.Path, label: PseudoLabel, words: Sequence[str], scene: Scene | None) -> None:
     """Draws a record as `out`/NAME.png."""
     path = out / PurePosixPath(label.filename).with_suffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(label_sheet(label, words, scene)).save(path)
+    data = io.BytesIO()
+    Image.fromarray(label_sheet(label, words, scene)).save(data, "PNG")
+    images.write_atomically(path, data.getvalue())
 
 
 def draw_records(
-    folder: Path,
-    out: Path,
+    folder: epath.Path,
+    out: epath.Path,
     count: int,
     words: Sequence[str],
     look: Callable[[PseudoLabel], Scene | None],

@@ -60,7 +60,7 @@ def predict_folder(
         with tqdm(total=len(names), initial=len(names) - len(todo), unit="image") as bar:
             for name in todo:
                 try:
-                    image = images.decode(read_file(folder / name))
+                    image = images.decode(read_file(folder, name))
                     _write(out, targets[name], predict(labeller, image))
                 except ImageError as error:
                     if strict:

@@ -8,10 +8,10 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from etils import epath
 
 from fmbseg_jax.config import Config
 from fmbseg_jax.data import images
@@ -38,7 +38,7 @@ class Worker:
     given: ImageLabels
     strict: bool = False
     """Whether an image that cannot be read stops the run."""
-    figures: Path | None = None
+    figures: epath.Path | None = None
     """Where the first `num_figures` images are drawn."""
     num_figures: int = 0
     device: str = ""
@@ -93,7 +93,7 @@ class Worker:
 
     def _annotated(self, name: str) -> PseudoLabel | ImageError:
         try:
-            data = read_file(Path(self.config.data.images, name))
+            data = read_file(self.config.data.images, name)
             label = annotated_image(self.config.data.annotations, data, name, len(self.words))
         except ImageError as error:
             return error
@@ -102,7 +102,7 @@ class Worker:
 
     def _read(self, name: str) -> _Image | ImageError:
         try:
-            data = read_file(Path(self.config.data.images, name))
+            data = read_file(self.config.data.images, name)
             return _Image(name, data, images.decode(data))
         except ImageError as error:
             return error

@@ -15,6 +15,19 @@ from models import at_unit_scale
 from labelling.meta_sam import segment_anything
 
 WORDS = ("sky", "grass", "sail boat", "cat")
+CONFIG = """
+from fmbseg_jax.config import Config
+
+def get_config():
+    config = Config()
+    config.data.images, config.data.words = "{0}/images", "{0}/words.txt"
+    config.models.clip, config.models.sam = "{0}/clip", "{0}/sam.pth"
+    config.label.short_side, config.label.crop, config.label.stride = 48, 32, 16
+    config.label.images_per_shard = 3
+    config.label.sam.points_per_side = 4
+    config.label.sam.pred_iou = config.label.sam.stability = 0.0
+    return config
+"""
 
 
 def build_sam() -> torch.nn.Module:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 import torch
-from labelling_tiny import WORDS, picture, run, save_sam
+from labelling_tiny import CONFIG, WORDS, picture, run, save_sam
 from models import save_clip
 from PIL import Image
 
@@ -25,19 +25,6 @@ from fmbseg_jax.vocabulary import IGNORE
 from labelling import dataset
 
 torch.set_num_threads(1)
-CONFIG = """
-from fmbseg_jax.config import Config
-
-def get_config():
-    config = Config()
-    config.data.images, config.data.words = "{0}/images", "{0}/words.txt"
-    config.models.clip, config.models.sam = "{0}/clip", "{0}/sam.pth"
-    config.label.short_side, config.label.crop, config.label.stride = 48, 32, 16
-    config.label.images_per_shard = 3
-    config.label.sam.points_per_side = 4
-    config.label.sam.pred_iou = config.label.sam.stability = 0.0
-    return config
-"""
 
 
 @pytest.fixture(scope="module")

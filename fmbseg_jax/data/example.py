@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from fmbseg_jax.data import label_maps
+from fmbseg_jax.data.images import exists, write_atomically
 from fmbseg_jax.errors import UserError
 
 
@@ -191,7 +192,7 @@ def decode_patch_features(record: bytes, kept_as: str = "float16") -> PatchFeatu
 
 
 def write_metadata(
-    folder: str | Path,
+    folder: epath.PathLike,
     kind: type,
     shard_records: list[int],
     num_bytes: int,
@@ -239,13 +240,13 @@ def write_metadata(
         )
     )
     # dataset_info.json comes last: a folder that has it is finished, wherever a run is killed.
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".metadata-") as incomplete:
-        info.write_to_directory(incomplete)
-        for file in sorted(Path(incomplete).iterdir(), key=lambda f: f.name == "dataset_info.json"):
-            os.replace(file, Path(folder) / file.name)
+    with tempfile.TemporaryDirectory() as written:
+        info.write_to_directory(written)
+        for file in sorted(Path(written).iterdir(), key=lambda f: f.name == "dataset_info.json"):
+            write_atomically(epath.Path(folder) / file.name, file.read_bytes())
 
 
-def kept_as(folder: str | Path) -> str:
+def kept_as(folder: epath.PathLike) -> str:
     """What the patches of a finished dataset of features are kept as: "float16" or "int8"."""
     builder = tfds.builder_from_directory(str(folder))
     return np.dtype(builder.info.features["patches"].np_dtype).name
@@ -259,12 +260,13 @@ def dataset_name(kind: type) -> str:
 _MADE_BY = {"pseudo_labels": "labelling", "features": "fmbseg_jax.features"}
 
 
-def read_metadata(folder: str | Path) -> dict[str, Any]:
+def read_metadata(folder: epath.PathLike) -> dict[str, Any]:
     """What `write_metadata` was given as `metadata`; raises where the dataset is not finished."""
-    if not (Path(folder) / "dataset_info.json").is_file():
+    folder = epath.Path(folder)
+    if not exists(folder / "dataset_info.json"):
         raise UserError(
             f"{folder} holds no finished dataset (no dataset_info.json). Run the stage that writes "
-            f"it to its end: python -m {_MADE_BY.get(Path(folder).name, 'labelling')} with the same "
+            f"it to its end: python -m {_MADE_BY.get(folder.name, 'labelling')} with the same "
             "--config and --workdir."
         )
     metadata = dict(tfds.builder_from_directory(str(folder)).info.metadata)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Sequence
+from pathlib import PurePath, PurePosixPath
 from typing import Any
 
+import fsspec
 import numpy as np
+from etils import epath
 from PIL import Image, ImageOps
 
 from fmbseg_jax.errors import UserError
@@ -22,24 +24,51 @@ class ImageError(UserError):
     """A file is not an image that can be read; the message says why."""
 
 
-def find_images(folder: str | Path) -> list[str]:
+def find_images(folder: epath.PathLike) -> list[str]:
     """Paths of all images under `folder`, relative to it, with forward slashes, sorted."""
-    folder = Path(folder)
-    if folder.is_file():
-        raise UserError(f"{folder} is a file; give the folder that it is in.")
-    if not folder.is_dir():
+    folder = epath.Path(folder)
+    if not exists(folder):
         raise UserError(f"No folder of images at {folder}. Give the path of an existing folder.")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; give the folder that it is in.")
     names = sorted(
-        (Path(root, file).relative_to(folder).as_posix())
-        for root, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+        name
+        for name in (_remote_files(folder) if is_remote(folder) else _files(folder))
+        if name.lower().endswith(EXTENSIONS) and not PurePosixPath(name).name.startswith(".")
     )
     if not names:
         raise UserError(
             f"No images in {folder}. Looked for {', '.join(EXTENSIONS)} there and in its folders."
         )
     return names
+
+
+def _files(folder: epath.Path) -> Iterator[str]:
+    for root, _, files in os.walk(folder, followlinks=True):
+        for file in files:
+            yield PurePath(root, file).relative_to(folder).as_posix()
+
+
+def _remote_files(folder: epath.Path) -> Iterator[str]:
+    """By one listing of the store; epath's own walk forgets which store it is in."""
+    filesystem, root = fsspec.url_to_fs(str(folder))
+    for path in filesystem.find(root):
+        yield path.removeprefix(root).lstrip("/")
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path is in a store such as gs:// or s3://."""
+    return "://" in str(path)
+
+
+def exists(path: epath.PathLike) -> bool:
+    """Whether there is such a file or folder; raises UserError where its store cannot be asked."""
+    try:
+        return epath.Path(path).exists()
+    except ImportError as error:
+        raise UserError(
+            f"{path} cannot be reached: {error}. gs:// needs `pip install gcsfs`, s3:// `s3fs`."
+        ) from None
 
 
 def png_names(names: Sequence[str]) -> dict[str, str]:
@@ -131,12 +160,17 @@ def normalise(images: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
     return (images - np.float32(255) * np.asarray(mean, np.float32)) / scale
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
+def write_atomically(path: epath.PathLike, data: bytes) -> None:
     """Writes a file that appears under its name only when it is whole."""
-    path = Path(path)
-    incomplete = path.with_name(path.name + ".incomplete")
+    path = epath.Path(path)
+    unfinished = incomplete(path)
     try:
-        incomplete.write_bytes(data)
-        os.replace(incomplete, path)
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
     finally:
-        incomplete.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
+
+
+def incomplete(path: epath.Path) -> epath.Path:
+    """The name of a file while this process writes it."""
+    return path.with_name(f"{path.name}.{os.getpid()}.incomplete")

@@ -13,12 +13,13 @@ import os
 import re
 import struct
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 
 import google_crc32c
 import numpy as np
+from etils import epath
 
+from fmbseg_jax.data.images import incomplete, is_remote
 from fmbseg_jax.errors import UserError
 
 _HEADER = struct.Struct("<QI")
@@ -41,16 +42,17 @@ def shard_name(dataset: str, split: str, index: int, count: int) -> str:
     return f"{dataset}-{split}.tfrecord-{index:05d}-of-{count:05d}"
 
 
-def find_shards(folder: str | Path, split: str = "train") -> list[Path]:
+def find_shards(folder: epath.PathLike, split: str = "train") -> list[epath.Path]:
     """All shards of the one dataset in `folder`, in order.
 
     Raises:
       RecordError: there is none, or shards of the set are missing (the message lists them).
     """
-    folder = Path(folder)
-    found: dict[tuple[str, int], dict[int, Path]] = {}
-    for path in sorted(folder.glob(f"*-{split}.tfrecord-*")):
-        if match := _SHARD.fullmatch(path.name):
+    folder = epath.Path(folder)
+    found: dict[tuple[str, int], dict[int, epath.Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        match = _SHARD.fullmatch(path.name)
+        if match and match["stem"].endswith(f"-{split}.tfrecord"):
             key = match["stem"], int(match["count"])
             found.setdefault(key, {})[int(match["index"])] = path
     if not found:
@@ -77,17 +79,17 @@ class ShardWriter:
         with ShardWriter(path) as writer:
             writer.write(record)
 
-    A run killed in between leaves `path.incomplete`, which the next writer overwrites.
+    A run killed in between leaves a file that ends in `.incomplete`.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self._incomplete = self.path.with_name(self.path.name + ".incomplete")
+    def __init__(self, path: epath.PathLike):
+        self.path = epath.Path(path)
+        self._incomplete = incomplete(self.path)
         self.num_records = 0
         self.num_bytes = 0
 
     def __enter__(self) -> ShardWriter:
-        self._file = open(self._incomplete, "wb")
+        self._file = self._incomplete.open("wb")
         return self
 
     def write(self, data: bytes) -> None:
@@ -103,12 +105,12 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is None:
+            if error is None and not is_remote(self.path):
                 self._file.flush()
                 os.fsync(self._file.fileno())
             self._file.close()
             if error is None:
-                os.replace(self._incomplete, self.path)
+                self._incomplete.replace(self.path)
         finally:
             self._incomplete.unlink(missing_ok=True)
 
@@ -120,8 +122,8 @@ class RecordSource(Sequence[bytes]):
     serves many threads and can be pickled to other processes.
     """
 
-    def __init__(self, paths: Sequence[str | Path]):
-        self.paths = [Path(path) for path in paths]
+    def __init__(self, paths: Sequence[epath.PathLike]):
+        self.paths = [epath.Path(path) for path in paths]
         self._offsets, checksums = [], hashlib.sha256()
         for path in self.paths:
             offsets, checksum = _index(path)
@@ -140,7 +142,7 @@ class RecordSource(Sequence[bytes]):
         shard = bisect.bisect_right(self._ends, index)
         record = index - (self._ends[shard - 1] if shard else 0)
         start, end = self._offsets[shard][record : record + 2]
-        with open(self.paths[shard], "rb") as file:
+        with self.paths[shard].open("rb") as file:
             file.seek(int(start))
             raw = file.read(int(end - start))
         data = raw[_HEADER.size : -_FOOTER.size]
@@ -152,15 +154,15 @@ class RecordSource(Sequence[bytes]):
         return f"RecordSource({len(self)} records in {len(self.paths)} shards)"
 
 
-def _index(path: Path) -> tuple[np.ndarray, bytes]:
+def _index(path: epath.Path) -> tuple[np.ndarray, bytes]:
     """Byte offsets int64 [records + 1] of a shard, the last one the file's size; and a checksum."""
     try:
-        size = path.stat().st_size
-        file = open(path, "rb")
+        file = path.open("rb")
     except OSError as error:
-        raise RecordError(f"Cannot read {path}: {error.strerror}.") from None
+        raise RecordError(f"Cannot read {path}: {error.strerror or error}.") from None
     offsets, checksum = [0], hashlib.sha256()
     with file:
+        size = file.seek(0, os.SEEK_END)
         while offsets[-1] < size:
             record = len(offsets) - 1
             file.seek(offsets[-1])
@@ -180,7 +182,7 @@ def _index(path: Path) -> tuple[np.ndarray, bytes]:
     return np.asarray(offsets, np.int64), checksum.digest()
 
 
-def _damage(path: Path, record: int, what: str) -> str:
+def _damage(path: epath.Path, record: int, what: str) -> str:
     return (
         f"{path}: record {record} is damaged: {what}. Delete this shard and run the stage that "
         "wrote it again: it makes only what is missing."
