@@ -56,7 +56,8 @@ class Models(_Section):
     clip: str = "openai/clip-vit-large-patch14"
     """CLIP: labels (stage 1), and the text features of training and inference."""
     sam: str = "sam_vit_h_4b8939.pth"
-    """SAM: a checkpoint file of Meta's segment-anything; its sizes are read from its shapes."""
+    """SAM: a checkpoint file of Meta's segment-anything, or a folder or hub id such as
+    facebook/sam-vit-huge; its sizes are read from its shapes."""
     vision: str = "facebook/dinov2-large"
     """The self-supervised vision encoder that gets aligned with text."""
 
@@ -107,7 +108,10 @@ class Label(_Section):
     images_per_shard: int = 250
     """Images in each TFRecord shard: the unit of work, and of what a killed run does again."""
     device: str = "auto"
-    """Where CLIP and SAM run: "cpu", "cuda", "cuda:1", ..., or "auto"."""
+    """Where CLIP and SAM run: "cpu", "cuda" (all GPUs), "cuda:1", ..., or "auto"."""
+    compute: str = "auto"
+    """What they multiply in: "float32", "float16" or "bfloat16"; "auto" is float16 on a GPU and
+    float32 on a CPU. Results are float32."""
     sam: Sam = _section(Sam)
 
 
@@ -214,6 +218,7 @@ class Config(_Section):
 _CHOICES = {
     "label.stages": ("1.1", "1.2", "both"),
     "label.combine": ("similarity", "area"),
+    "label.compute": ("auto", "float32", "float16", "bfloat16"),
     "features.compute": ("float32", "bfloat16"),
     "features.dtype": ("float16", "int8"),
     "train.features": ("cached", "online"),

@@ -21,20 +21,25 @@ from fmbseg_jax.data import images
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import prompts, synonyms
 
-_CROPS_AT_ONCE = 64
+_CROPS_AT_ONCE = 32
 """Memory and speed, not results."""
 
 
 class Clip:
     """A published CLIP model. All features it gives are float32, of unit length."""
 
-    def __init__(self, source: str, device: str = "cpu"):
-        """source: a folder in Hugging Face layout, or a hub id."""
+    def __init__(self, source: str, device: str = "cpu", dtype: str = "float32"):
+        """Loads a model.
+
+        Args:
+          source: a folder in Hugging Face layout, or a hub id.
+          dtype: what is multiplied: "float32", or half of it, "float16" or "bfloat16".
+        """
         folder = hub.locate(source)
         self._mean, self._std = _normalisation(folder)
         self.tokenizer, self.model = _load(folder)
         self.model.eval().to(device)
-        self.device = device
+        self.device, self._dtype = device, getattr(torch, dtype)
         self.patch: int = self.model.config.vision_config.patch_size
         self._last_block = self.model.vision_model.encoder.layers[-1]
         self._last_block.register_forward_pre_hook(self._remember)
@@ -74,7 +79,10 @@ class Clip:
         for i in range(0, len(corners), _CROPS_AT_ONCE):
             batch = corners[i : i + _CROPS_AT_ONCE]
             windows = torch.stack([pixels[:, y : y + crop, x : x + crop] for y, x in batch])
-            class_tokens, patches = self._encode(windows)
+            with torch.autocast(
+                pixels.device.type, self._dtype, enabled=self._dtype != torch.float32
+            ):
+                class_tokens, patches = (part.float() for part in self._encode(windows))
             tokens.append(class_tokens)
             for (y, x), features in zip(batch, patches, strict=True):
                 top, left, side = y // self.patch, x // self.patch, crop // self.patch

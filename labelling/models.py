@@ -29,13 +29,17 @@ def load(config: Config, words: Sequence[str], identity: Path, device: str) -> L
     Args:
       identity: JSON file of their sources and hashes; written by the first run, checked by others.
     """
-    clip_model = clip.Clip(config.models.clip, device)
-    sam_model = sam.Sam(config.models.sam, device)
+    dtype = config.label.compute
+    if dtype == "auto":
+        dtype = "float32" if torch.device(device).type == "cpu" else "float16"
+    clip_model = clip.Clip(config.models.clip, device, dtype)
+    sam_model = sam.Sam(config.models.sam, device, dtype)
     facts = {
         "clip": config.models.clip,
         "clip_sha256": content_hash(clip_model.model),
         "sam": config.models.sam,
         "sam_sha256": content_hash(sam_model.model),
+        "compute": dtype,
     }
     remember(identity, facts, "Put these models back, or give another --workdir.")
     return Labeller(clip_model, sam_model, words, config.label)

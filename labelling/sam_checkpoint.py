@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import pickle
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
+from fmbseg_jax import hub
 from fmbseg_jax.errors import UserError
+from labelling import sam_names
 from labelling.meta_sam import segment_anything
 
 _PIXEL_MEAN = 123.675, 116.28, 103.53
@@ -21,7 +25,7 @@ _modeling = segment_anything.modeling
 
 
 def load(path: str | Path, device: str = "cpu") -> Any:
-    """Reads a state dict as Meta publishes it (float32 or float16) into a float32 model."""
+    """Reads a published checkpoint (float32 or float16), see `read`, into a float32 model."""
     tensors = read(path)
     try:
         with torch.device("meta"):  # no memory, and no time spent on random initial values
@@ -107,20 +111,24 @@ def _count(tensors: dict[str, torch.Tensor], prefix: str) -> int:
     return len({name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)})
 
 
-def locate(path: str | Path) -> Path:
-    """The path, if there is a file."""
-    if not Path(path).is_file():
+def read(source: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by Meta's names.
+
+    Args:
+      source: a file as Meta publishes it; a folder in Hugging Face layout; or a hub id.
+
+    Raises:
+      UserError: it is none of these.
+    """
+    path = Path(source)
+    if path.is_dir() or (not path.is_file() and re.fullmatch(r"[\w.-]+/sam[\w.-]*", str(source))):
+        return _read_folder(hub.locate(str(source)))
+    if not path.is_file():
         raise UserError(
             f"No SAM checkpoint at {path}. Get one of segment-anything's (sam_vit_b_01ec64.pth, "
             "sam_vit_l_0b3195.pth, sam_vit_h_4b8939.pth; its README has the links) and give its "
-            "path: --config.models.sam=FILE"
+            "path, --config.models.sam=FILE; or give a hub id, such as facebook/sam-vit-base."
         )
-    return Path(path)
-
-
-def read(path: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint file by name; raises UserError where it is none."""
-    path = locate(path)
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -131,6 +139,20 @@ def read(path: str | Path) -> dict[str, torch.Tensor]:
     if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()):
         raise UserError(f"{path} is no SAM checkpoint: expected a dict of tensors by name.")
     return tensors
+
+
+def _read_folder(folder: Path) -> dict[str, torch.Tensor]:
+    """transformers' SamModel."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in hub.weight_files(folder):
+        try:
+            if path.suffix == ".safetensors":
+                tensors |= safetensors.torch.load_file(path)
+            else:
+                tensors |= torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # both libraries' readers raise many kinds
+            raise UserError(f"{path} cannot be read ({error}). Fetch it again.") from None
+    return {new: tensors[old] for old, new in sam_names.to_meta(tensors).items()}
 
 
 def _check(
