@@ -1,7 +1,7 @@
 """Stage 1 beside the plain way, on the same images with the same models; and 2 workers beside 1.
 
     python benchmarks/labelling.py [--images=24] [--workers] [--memory]
-    python benchmarks/labelling.py --clip=openai/clip-vit-large-patch14 --random_sam=vit_h --published
+    python benchmarks/labelling.py --published --random_sam=vit_h --clip=FOLDER --folder=PHOTOS
 
 The plain way: crops one by one through CLIP, SamPredictor word by word, SamAutomaticMaskGenerator
 (which encodes the image again), masks at full resolution. Prints seconds an image (of both, in
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class Plain:
         """Class tokens [c, D] and dense features [h, w, D], crop by crop."""
         options, vision = self._options, self._clip.vision_model
         patch = self._clip.config.vision_config.patch_size
-        sides = images.resized_shape(*image.shape[:2], options.short_side)
+        sides = images.resized_shape(image.shape[0], image.shape[1], options.short_side)
         height, width = (-(-side // patch) * patch for side in sides)
         pixels = images.normalise(images.resize(image, (height, width)), self._mean, self._std)
         total = np.zeros((height // patch, width // patch, self._clip.config.projection_dim))
@@ -144,7 +145,7 @@ def beside(config: Config, photographs: list[np.ndarray], words: tuple[str, ...]
     )
     text, maps = plain.text(words), []
     seconds: dict[str, list[float]] = {"plain": [], "ours": []}
-    ways = {
+    ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "plain": functools.partial(plain.label, text=text),
         "ours": lambda image: ours.look(image).labels(config.label.combine),
     }
@@ -165,7 +166,10 @@ def beside(config: Config, photographs: list[np.ndarray], words: tuple[str, ...]
         busy += time.perf_counter() - begin
         return scene
 
-    for _ in ahead(lambda scene: scene.labels(config.label.combine), map(seen, photographs), 1):
+    def composed(scene: stage1.Scene) -> np.ndarray:
+        return scene.labels(config.label.combine)
+
+    for _ in ahead(composed, map(seen, photographs), 1):
         pass
     whole = time.perf_counter() - start
     print(f"{len(photographs)} images, on {device}, {dtype}")
@@ -215,7 +219,8 @@ config.label.sam.pred_iou = config.label.sam.stability = 0.0
 config.label.sam.nms = 0.9
 scene = ours.look(np.kron(small, np.ones((100, 100, 1), np.uint8)))
 scene.labels("similarity")
-print(f"{len(scene.masks)} masks of 4,000 x 3,000: {peak():.2f} GB at the peak, {before:.2f} before")
+print(f"{len(scene.masks)} masks of 4,000 x 3,000: {peak():.2f} GB at the peak, "
+      f"{before:.2f} before")
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
     print(f"  {done.stdout.decode().strip()}")

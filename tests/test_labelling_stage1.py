@@ -184,6 +184,19 @@ def test_record(labeller):
     assert words.tolist() == label.found.tolist() and (counts == 3).all()
 
 
+def test_thousands_of_words(labeller):
+    """LVIS has 1,203: indices need more than a byte, in memory and in the record."""
+    words = [f"thing {i}" for i in range(1203)]
+    many = stage1.Labeller(labeller.clip, labeller.sam, words, _options(min_crops=1))
+    data = _file(picture(60, 90))
+    label = many.label_image(data, "a.png", given=np.array([3, 700, 1202]))
+    label = example.decode_pseudo_label(example.encode(label))
+    assert label.labels.dtype == np.uint16 and label.found.tolist() == [3, 700, 1202]
+    assert {700, 1202} & set(np.unique(label.labels)) and set(label.point_words) == {3, 700, 1202}
+    voted = many.label_image(data, "a.png")
+    assert set(np.unique(voted.labels)) <= {*voted.found, IGNORE} and voted.found.max() > 255
+
+
 def test_given_words_replace_the_votes(labeller):
     data = _file(picture(60, 90))
     label = labeller.label_image(data, "a.png", given=np.array([1]))
