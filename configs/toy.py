@@ -22,7 +22,7 @@ def get_config() -> Config:
     config.label.stride = 32
     config.label.images_per_shard = 50
     config.label.sam.points_per_side = 12
-    config.label.sam.points_per_batch = 48
+    config.label.sam.points_per_batch = 24
     config.label.sam.pred_iou = 0.6
     config.label.sam.stability = 0.7
 

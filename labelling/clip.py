@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from fmbseg_jax import hub
 from fmbseg_jax.data import images
@@ -41,8 +41,6 @@ class Clip:
         self.model.eval().to(device)
         self.device, self._dtype = device, getattr(torch, dtype)
         self.patch: int = self.model.config.vision_config.patch_size
-        self._last_block = self.model.vision_model.encoder.layers[-1]
-        self._last_block.register_forward_pre_hook(self._remember)
 
     @torch.inference_mode()
     def text(self, words: Sequence[str], template: str) -> torch.Tensor:
@@ -101,18 +99,31 @@ class Clip:
         return torch.from_numpy(pixels).permute(2, 0, 1).to(self.device)
 
     def _encode(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[c, 3, s, s] → class tokens [c, D] of unit length, patch features [c, s/p, s/p, D]."""
-        vision = self.model.vision_model
-        pooled = vision(windows, interpolate_pos_encoding=True).pooler_output
-        block = self._last_block
-        values = block.self_attn.v_proj(block.layer_norm1(self._last_input[:, 1:]))
-        values = vision.post_layernorm(block.self_attn.out_proj(values))
-        side = windows.shape[-1] // self.patch
-        patches = self.model.visual_projection(values).unflatten(1, (side, side))
-        return normalize(self.model.visual_projection(pooled), dim=-1), patches
+        """[c, 3, s, s] → class tokens [c, D] of unit length, patch features [c, s/p, s/p, D].
 
-    def _remember(self, block: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        self._last_input = arguments[0]
+        Of the last block the class token alone is computed whole: the patches skip its attention.
+        """
+        vision = self.model.vision_model
+        x = vision.pre_layrnorm(vision.embeddings(windows, interpolate_pos_encoding=True))
+        *blocks, last = vision.encoder.layers
+        for block in blocks:
+            x = block(x, attention_mask=None)
+        attention, normal = last.self_attn, last.layer_norm1(x)
+        values = attention.v_proj(normal)
+        heads = self.model.config.vision_config.num_attention_heads
+        query, key, value = (
+            projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+            for projected in (attention.q_proj(normal[:, :1]), attention.k_proj(normal), values)
+        )
+        mixed = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        token = x[:, :1] + attention.out_proj(mixed)
+        token = (token + last.mlp(last.layer_norm2(token)))[:, 0]
+        side = windows.shape[-1] // self.patch
+        token, patches = (
+            self.model.visual_projection(vision.post_layernorm(y))
+            for y in (token, attention.out_proj(values[:, 1:]))
+        )
+        return normalize(token, dim=-1), patches.unflatten(1, (side, side))
 
     def _token_ids(self, words: Sequence[str], template: str) -> Iterator[torch.Tensor]:
         room = self.model.config.text_config.max_position_embeddings
