@@ -91,7 +91,7 @@ class Label(_Section):
     crop: int = 224
     """Side of CLIP's crops, in pixels: its native input. Ours."""
     stride: int = 112
-    """Step between crops, in pixels. Ours."""
+    """Step between crops, in pixels, rounded down to whole patches of CLIP. Ours."""
     min_crops: int = 2
     """A word is in the image if at least so many crops vote for it: "more than a predefined
     number of crops". Ours."""

@@ -11,6 +11,7 @@ if __name__ == "__main__":
 from __future__ import annotations
 
 import difflib
+import errno
 import itertools
 import re
 import runpy
@@ -49,6 +50,10 @@ def run(main: Callable[[], None]) -> None:
         app.run(guarded, flags_parser=_parse_flags)
     except UserError as error:
         sys.exit(f"\nerror: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        sys.exit(f"\nerror: {error}. Make room, and run the same command to continue.")
     except KeyboardInterrupt:
         print("\nInterrupted. Run the same command to continue.", file=sys.stderr)
         sys.exit(130)

@@ -43,11 +43,11 @@ def make(workdir: epath.PathLike) -> epath.Path:
     return epath.Path(workdir)
 
 
-def local(workdir: str) -> Path:
-    """The path of a work folder that has to be on this machine."""
-    if is_remote(workdir):
-        raise UserError(f"This program needs a --workdir on this machine, not {workdir}.")
-    return Path(workdir)
+def local(folder: str, flag: str = "--workdir") -> Path:
+    """The path of a folder that has to be on this machine."""
+    if is_remote(folder):
+        raise UserError(f"This program needs a {flag} on this machine, not {folder}.")
+    return Path(folder)
 
 
 def claim(
@@ -89,7 +89,9 @@ def claim(
         new = json.dumps(recorded | {stage: ours}, indent=1) + "\n"
         write_atomically(path, new.encode())
     except OSError as error:
-        raise UserError(f"Cannot write to the work folder {workdir}: {error.strerror}.") from None
+        raise UserError(
+            f"Cannot write to the work folder {workdir}: {error.strerror or error}."
+        ) from None
     return workdir
 
 
@@ -149,7 +151,7 @@ def _lock_file(folder: Path) -> IO[str]:
         folder.mkdir(parents=True, exist_ok=True)
         return open(folder / ".lock", "a+")
     except OSError as error:
-        raise UserError(f"Cannot write to {folder}: {error.strerror}.") from None
+        raise UserError(f"Cannot write to {folder}: {error.strerror or error}.") from None
 
 
 def remember(

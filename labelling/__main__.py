@@ -70,14 +70,14 @@ def label_images(config: Config) -> None:
     given = read_image_labels(config.data.image_labels, words, names)
     folder = epath.Path(WORKDIR.value) / "pseudo_labels"
     readable = functools.partial(can_read, config.data.images)
-    dataset = Dataset(folder, names, config.label.images_per_shard, readable)
-    missing = dataset.missing()
-    if missing and not config.data.annotations:
-        _check_models(config)  # before the work folder is claimed with their names
-    workdir = workfolder.claim(
-        WORKDIR.value, config, ("data", *_USED), "pseudo_labels/*.tfrecord-*"
-    )
     with workfolder.hold(folder):
+        dataset = Dataset(folder, names, config.label.images_per_shard, readable)
+        missing = dataset.missing()
+        if missing and not config.data.annotations:
+            _check_models(config)  # before the work folder is claimed with their names
+        workdir = workfolder.claim(
+            WORKDIR.value, config, ("data", *_USED), "pseudo_labels/*.tfrecord-*"
+        )
         given_lists = {name: indices.tolist() for name, indices in given.items()}
         dataset.open({"words": list(words), "image_labels": given_lists})
         worker = Worker(
@@ -90,15 +90,24 @@ def label_images(config: Config) -> None:
             print("Every shard is there: nothing to label.")
         if missing or not dataset.finished:
             dataset.finish({"words": list(words), "config": flatten(config)})
-    print_summary(config, dataset)
-    if FIGURES.value:
-        worker.draw_missing()
-        print(f"figures in {worker.figures}")
+        print_summary(config, dataset)
+        if FIGURES.value:
+            worker.draw_missing()
+            print(f"figures in {worker.figures}")
+    if STRICT.value and dataset.counts().skipped:
+        raise UserError("An earlier run, without --strict, has skipped images; see above.")
 
 
 def predict_images(config: Config) -> None:
     """Writes the label maps of stage 1 for a folder of images."""
     words = parse_words(config.data.words)
+    if FIGURES.value or WORKERS.value > 1 or ENGINE.value != "local":
+        raise UserError(
+            "--predict runs in this process and draws nothing: leave out --figures, "
+            "--workers and --engine."
+        )
+    if config.data.image_labels:
+        raise UserError("--predict takes no image-level labels: leave out data.image_labels.")
     if not IMAGES.value and not config.eval.folder:
         raise UserError("No images to segment: give --images=DIR or set config.eval.folder.")
     theirs = Path(config.eval.folder, "words.txt")
@@ -107,7 +116,7 @@ def predict_images(config: Config) -> None:
             f"{config.data.words} and {theirs} differ, so the label maps could not be compared "
             f"with that benchmark's. Give --words={theirs}."
         )
-    folder = Path(IMAGES.value or Path(config.eval.folder, "images"))
+    folder = workfolder.local(IMAGES.value or str(Path(config.eval.folder, "images")), "--images")
     images.find_images(folder)
     _check_models(config)
     workdir = workfolder.claim(workfolder.local(WORKDIR.value), config, _USED, "predictions/stage1")
@@ -130,6 +139,7 @@ def write_shards(worker: Worker, missing: Sequence[int]) -> None:
     """Makes the missing shards by the engine of the flags, under a progress bar."""
     dataset, start = worker.dataset, time.monotonic()
     done, made = dataset.counts(apart_from=missing), dict[int, Counts]()
+    kept = dataset.counts().records - done.records  # of shards that get what was mended
     with tqdm(total=len(dataset.names), initial=done.images, unit="image") as bar:
 
         def progress(shard: int, counts: Counts) -> None:
@@ -139,17 +149,16 @@ def write_shards(worker: Worker, missing: Sequence[int]) -> None:
             bar.set_postfix_str(f"coverage {so_far.coverage:.1%}{skipped}", refresh=False)
             bar.update(so_far.images - bar.n)
 
-        devices = _devices(worker.config)
         if ENGINE.value == "ray":
             engines.run_ray(worker, missing, progress, WORKERS.value)
-        elif len(devices) == 1:
+        elif len(devices := _devices(worker.config)) == 1:
             worker.device = devices[0]
             engines.run_here(worker, missing, progress)
         else:
             engines.run_processes(worker, missing, progress, devices)
     dataset.refresh()
     seconds = time.monotonic() - start
-    images_made = sum(counts.images for counts in made.values())
+    images_made = sum(counts.images for counts in made.values()) - kept
     waited = f"; the models waited {1 - worker.busy / seconds:.0%} of the time" * bool(worker.busy)
     print(f"{images_made / seconds:.2f} images/s{waited}")
 
@@ -183,6 +192,8 @@ def print_summary(config: Config, dataset: Dataset) -> None:
 def _check_models(config: Config) -> None:
     from labelling import models
 
+    if ENGINE.value == "local":  # a cluster's head may have none of its devices
+        models.devices(config.label.device)
     models.check(config)
 
 

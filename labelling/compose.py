@@ -66,13 +66,13 @@ def pixel_similarities(
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Bilinear: float32 [h, w, K] → strips (rows, float32 [K, r, W]) of the map [H, W]."""
     height, width, words = *shape, similarities.shape[-1]
-    left, right, part = _neighbours(similarities.shape[1], width)
+    left, right, across = _neighbours(similarities.shape[1], width)
+    above, below, down = _neighbours(similarities.shape[0], height)
     grid = np.ascontiguousarray(similarities.transpose(2, 0, 1), np.float32)
-    wide = grid[..., left] * (1 - part) + grid[..., right] * part
-    above, below, part = _neighbours(similarities.shape[0], height)
     for rows in _strips(shape, 4 * words):
-        weight = part[rows, None]
-        yield rows, wide[:, above[rows]] * (1 - weight) + wide[:, below[rows]] * weight
+        weight = down[rows, None]
+        lines = grid[:, above[rows]] * (1 - weight) + grid[:, below[rows]] * weight
+        yield rows, lines[..., left] * (1 - across) + lines[..., right] * across
 
 
 def _neighbours(cells: int, pixels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

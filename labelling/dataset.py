@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,7 +26,13 @@ from etils import epath
 from fmbseg_jax.data import example, images
 from fmbseg_jax.data.example import PseudoLabel
 from fmbseg_jax.data.images import ImageError, write_atomically
-from fmbseg_jax.data.tfrecord import RecordError, RecordSource, ShardWriter, shard_name
+from fmbseg_jax.data.tfrecord import (
+    MOST_SHARDS,
+    RecordError,
+    RecordSource,
+    ShardWriter,
+    shard_name,
+)
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.workfolder import holds, remember
 from labelling.counts import Counts
@@ -46,6 +53,11 @@ class Dataset:
         self.names = list(names)
         self.per_shard = images_per_shard
         self.num_shards = -(-len(self.names) // images_per_shard)
+        if self.num_shards > MOST_SHARDS:
+            raise UserError(
+                f"{len(self.names)} images make {self.num_shards} shards; names have room for "
+                f"{MOST_SHARDS}. Raise label.images_per_shard."
+            )
         self._progress = folder / "progress"
 
     def open(self, facts: dict[str, Any]) -> None:
@@ -72,14 +84,14 @@ class Dataset:
 
     def _whole(self, shard: int) -> bool:
         """Whether a shard is there, with all of its images that can be read by now."""
-        counts = self._written.get(shard, Counts())
-        return counts.records > 0 and not any(map(self.readable, counts.skipped_names))
+        counts = self._written.get(shard)
+        return counts is not None and not any(map(self.readable, counts.skipped_names))
 
     @functools.cached_property
     def _written(self) -> dict[int, Counts]:
         """The counts of the shards that are there, whole."""
-        shards = [s for s in range(self.num_shards) if self.path(s).exists()]
-        return {s: self._read_counts(s) for s in shards if self._counts_path(s).exists()}
+        shards = {s: self._read_counts(s) for s in range(self.num_shards)}
+        return {s: counts for s, counts in shards.items() if counts is not None}
 
     def write(
         self,
@@ -101,7 +113,7 @@ class Dataset:
         try:
             with ShardWriter(self.path(shard)) as writer:
                 for name in names:
-                    one = kept.get(name) or next(labelled)
+                    one = kept.get(name) or _next(labelled)
                     if isinstance(one, ImageError):
                         if strict:
                             raise UserError(
@@ -168,16 +180,51 @@ class Dataset:
     def _counts_path(self, shard: int) -> epath.Path:
         return self._progress / f"{shard:05d}.json"
 
-    def _read_counts(self, shard: int) -> Counts:
-        return Counts(**json.loads(self._counts_path(shard).read_text()))
+    def _read_counts(self, shard: int) -> Counts | None:
+        """The counts of a shard; None if it, or they, are missing or damaged."""
+        try:
+            counts = Counts(**json.loads(self._counts_path(shard).read_text()))
+            whole = counts.records == len(RecordSource([self.path(shard)]))
+        except (OSError, ValueError, TypeError, RecordError):
+            return None
+        return counts if whole else None
+
+
+def _next(labelled: Iterator[PseudoLabel | ImageError]) -> PseudoLabel | ImageError:
+    """The next record. Its OSErrors are not those of the disk that the shard is written to."""
+    try:
+        return next(labelled)
+    except OSError as error:
+        raise UserError(
+            f"Labelling stopped ({type(error).__name__}: {error}). Shards that are done stay; run "
+            "the same command again to continue."
+        ) from error
 
 
 def read_file(folder: epath.PathLike, name: str) -> bytes:
-    """The bytes of an image file; one that cannot be opened is an ImageError like a damaged one."""
-    try:
-        return (epath.Path(folder) / name).read_bytes()
-    except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror or error}") from None
+    """The bytes of an image file.
+
+    Raises:
+      ImageError: there is none, or it must not be read: it is skipped, like a damaged one.
+      UserError: the disk or store does not answer, several times: the image may be good.
+    """
+    for wait in _WAITS:
+        try:
+            return (epath.Path(folder) / name).read_bytes()
+        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+            raise ImageError(f"cannot be read: {error.strerror or error}") from None
+        except Exception as error:  # stores have their own kinds
+            reason = error
+            time.sleep(wait)
+    raise UserError(
+        f"{epath.Path(folder) / name} cannot be read, tried {len(_WAITS)} times "
+        f"({type(reason).__name__}: {reason}). Is its disk or store there? Shards that are done "
+        "stay; run the same command again to continue."
+    )
+
+
+_WAITS = 1, 5, 15, 0
+"""Seconds after each attempt."""
 
 
 def can_read(folder: epath.PathLike, name: str) -> bool:

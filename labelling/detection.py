@@ -57,7 +57,7 @@ def read_image_labels(
     index = {word.lower(): i for i, word in enumerate(words)}
     known = set(names)
     labels: ImageLabels = {}
-    faults = []
+    faults: list[tuple[str, str, Sequence[str]]] = []  # what, the name, where it should be
     for number, line in enumerate(path.read_bytes().decode("utf-8-sig").splitlines(), 1):
         if not line.strip():
             continue
@@ -65,26 +65,29 @@ def read_image_labels(
         given = [word.strip() for word in listed.split(",") if word.strip()]
         unknown = [word for word in given if word.lower() not in index]
         if not tab:
-            faults.append(f"line {number} has no tab: {line!r}")
+            faults.append((f"line {number} has no tab: {line!r}", "", ()))
         elif name not in known:
-            faults.append(f"line {number}: no image {name!r}{_nearest(name, names)}")
+            faults.append((f"line {number}: no image {name!r}", name, names))
         elif name in labels:
-            faults.append(f"line {number}: {name!r} again")
+            faults.append((f"line {number}: {name!r} again", "", ()))
         elif unknown:
-            faults += [
-                f"line {number}: no word {word!r}{_nearest(word, words)}" for word in unknown
-            ]
+            faults += [(f"line {number}: no word {word!r}", word, words) for word in unknown]
         else:
             indices = {index[word.lower()] for word in given}
             labels[name] = np.asarray(sorted(indices), np.int64)
     if faults:
-        listed = "\n  ".join(faults[:10] + [f"and {len(faults) - 10} more"] * (len(faults) > 10))
+        # The nearest name of 100,000 takes seconds: only for those that are shown.
+        shown = [f"{what}{_nearest(name, among)}" for what, name, among in faults[:_SHOWN]]
+        shown += [f"and {len(faults) - _SHOWN} more"] * (len(faults) > _SHOWN)
         raise UserError(
-            f"{path} cannot be used as image-level labels:\n  {listed}\n"
+            f"{path} cannot be used as image-level labels:\n  " + "\n  ".join(shown) + "\n"
             "Lines are path<TAB>word,word, with paths relative to data.images and words of "
             "data.words."
         )
     return labels
+
+
+_SHOWN = 10
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:

@@ -114,8 +114,6 @@ def _serve(worker: Worker, shares: int, connection: Connection) -> None:
             try:
                 counts = worker.write(shard, lambda counts: connection.send(("image", counts)))
                 connection.send(("done", counts))
-            except (EOFError, ConnectionError):
-                raise
             except UserError as error:
                 connection.send(("error", error))
             except Exception:
@@ -136,27 +134,31 @@ def run_ray(worker: Worker, shards: Sequence[int], progress: Progress, workers: 
     Work folder and images have to be where every node finds them.
 
     Args:
-      workers: how many; 0: one for each GPU of the cluster, or one where there is none.
+      workers: how many, as far as they find room; 0: one for each GPU of the cluster, or where
+        there is none for each node.
     """
     try:
         import ray
     except ImportError:
         raise UserError("--engine=ray needs Ray: pip install 'ray>=2.50'") from None
     ray.init(ignore_reinit_error=True, log_to_driver=False)
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    count = min(workers or gpus or 1, len(shards))
-    again = {"max_restarts": ATTEMPTS - 1, "max_task_retries": ATTEMPTS - 1}
-    share = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cpus // count)}
-    actor: Any = ray.remote(**share, **again)(_Actor)  # type: ignore[call-overload]
-    actors = [actor.remote(worker) for _ in range(count)]
-    pool = ray.util.ActorPool(actors)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus, cpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("GPU", "CPU"))
+    count = min(workers or gpus or len(nodes), gpus or cpus, len(shards))  # more would never start
+    on_one = int(max(node.get("CPU", 0) for node in nodes))
+    share = {"num_gpus": 1} if gpus else {"num_cpus": max(1, min(cpus // count, on_one))}
+    # Workers are restarted for as long as it takes; it is a shard that has so many attempts.
+    remote: Any = ray.remote(**share, max_restarts=-1, max_task_retries=ATTEMPTS - 1)  # type: ignore[call-overload]
+    pool = ray.util.ActorPool([remote(_Actor).remote(worker) for _ in range(count)])
     try:
         for made in pool.map_unordered(lambda actor, shard: actor.write.remote(shard), [*shards]):
             progress(*made)
-    except ray.exceptions.RayActorError as error:
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
         raise UserError(
-            f"A worker died {ATTEMPTS} times over one shard: {error}. Shards that are done stay."
+            f"Workers died {ATTEMPTS} times over a shard, or the cluster is gone "
+            f"({type(error).__name__}). Out of memory? Shards that are done stay."
         ) from None
     finally:
         ray.shutdown()

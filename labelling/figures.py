@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from pathlib import PurePosixPath
 
 import numpy as np
 from etils import epath
@@ -32,8 +31,8 @@ _STAR = np.stack(
 
 
 def draw(out: epath.Path, label: PseudoLabel, words: Sequence[str], scene: Scene | None) -> None:
-    """Draws a record as `out`/NAME.png."""
-    path = out / PurePosixPath(label.filename).with_suffix(".png")
+    """Draws a record as `out`/FILENAME.png."""
+    path = _path(out, label)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = io.BytesIO()
     Image.fromarray(label_sheet(label, words, scene)).save(data, "PNG")
@@ -51,8 +50,13 @@ def draw_records(
     records = RecordSource(find_shards(folder))
     for i in range(min(count, len(records))):
         label = decode_pseudo_label(records[i])
-        if not (out / PurePosixPath(label.filename).with_suffix(".png")).exists():
+        if not _path(out, label).exists():
             draw(out, label, words, look(label))
+
+
+def _path(out: epath.Path, label: PseudoLabel) -> epath.Path:
+    """a.jpg.png: beside it there may be an a.png, with a.png.png."""
+    return out / f"{label.filename}.png"
 
 
 def label_sheet(label: PseudoLabel, words: Sequence[str], scene: Scene | None = None) -> np.ndarray:

@@ -6,9 +6,9 @@ import contextlib
 import ctypes
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
+from etils import epath
 
 from fmbseg_jax import hub
 from fmbseg_jax.config import Config
@@ -19,13 +19,14 @@ from labelling.stage1 import Labeller
 
 
 def check(config: Config) -> None:
-    """Raises UserError where a device or model is not there or cannot be read; loads nothing."""
-    devices(config.label.device)
+    """Raises UserError where a model is not there or cannot be read; keeps nothing of it."""
     sam_checkpoint.read(config.models.sam)
     hub.locate(config.models.clip)  # the last: it may take a download
 
 
-def load(config: Config, words: Sequence[str], identity: Path, device: str) -> Labeller:
+def load(
+    config: Config, words: Sequence[str], identity: epath.Path, device: str, fresh: bool = False
+) -> Labeller:
     """Loads the models onto a device, "cpu" or "cuda:1".
 
     Args:
@@ -45,7 +46,8 @@ def load(config: Config, words: Sequence[str], identity: Path, device: str) -> L
         "sam_sha256": content_hash(sam_model.model),
         "compute": dtype,
     }
-    remember(identity, facts, "Put these models back, or give another --workdir.")
+    advice = "Put these models back, set label.compute as it was, or give another --workdir."
+    remember(identity, facts, advice, fresh=fresh)
     return Labeller(clip_model, sam_model, words, config.label)
 
 
@@ -53,7 +55,7 @@ def keep_freed_memory() -> None:
     """Has glibc keep the memory of freed tensors for the next ones: up to a gigabyte.
 
     Else it gives those of megabytes back to the system, which clears them page by page when they
-    come again: a sixth of the time on a CPU.
+    come again.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     with contextlib.suppress(OSError, AttributeError):  # another C library

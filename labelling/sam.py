@@ -178,7 +178,7 @@ def mask_boxes(masks: torch.Tensor) -> torch.Tensor:
     The last row and column belong to the box, as in Meta's: a mask of one pixel has no extent.
     """
     sides = []
-    pixels = masks.view(torch.uint8)  # whose maximum torch finds thirty times as fast as `any`
+    pixels = masks.view(torch.uint8)  # torch finds their maximum far faster than `any`
     for covered in (pixels.amax(1), pixels.amax(2)):  # columns, rows
         first = covered.argmax(1)
         last = covered.shape[1] - 1 - covered.flip(1).argmax(1)
@@ -188,5 +188,5 @@ def mask_boxes(masks: torch.Tensor) -> torch.Tensor:
 
 
 def _area(masks: torch.Tensor) -> torch.Tensor:
-    """Pixels in each mask; as bytes, since torch is five times slower at adding up booleans."""
+    """Pixels in each mask; as bytes, since torch is slow at adding up booleans."""
     return masks.flatten(1).view(torch.uint8).sum(1, dtype=torch.int32)

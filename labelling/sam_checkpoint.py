@@ -121,7 +121,8 @@ def read(source: str | Path) -> dict[str, torch.Tensor]:
       UserError: it is none of these.
     """
     path = Path(source)
-    if path.is_dir() or (not path.is_file() and re.fullmatch(r"[\w.-]+/sam[\w.-]*", str(source))):
+    hub_id = re.fullmatch(r"[\w.-]+/sam[\w.-]*", str(source)) and path.suffix not in (".pth", ".pt")
+    if path.is_dir() or (hub_id and not path.is_file()):
         return _read_folder(hub.locate(str(source)))
     if not path.is_file():
         raise UserError(

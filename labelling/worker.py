@@ -17,6 +17,7 @@ from fmbseg_jax.config import Config
 from fmbseg_jax.data import images
 from fmbseg_jax.data.example import PseudoLabel
 from fmbseg_jax.data.images import ImageError
+from fmbseg_jax.workfolder import holds
 from labelling.annotated import annotated_image
 from labelling.counts import Counts
 from labelling.dataset import Dataset, read_file
@@ -66,10 +67,11 @@ class Worker:
 
         identity = self.dataset.folder / "progress" / "models.json"
         device = self.device or models.devices(self.config.label.device, 1)[0]
-        return models.load(self.config, self.words, identity, device)
+        fresh = not holds(self.dataset.folder, "*.tfrecord-*")  # then nothing is bound to them
+        return models.load(self.config, self.words, identity, device, fresh)
 
     def draw(self, label: PseudoLabel, scene: Scene | None) -> None:
-        """Draws a record, if it is one of the first and is not drawn yet."""
+        """Draws a record, if it is one of the first."""
         if self.figures and label.filename in self._first:
             from labelling.figures import draw
 

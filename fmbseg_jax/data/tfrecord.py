@@ -28,6 +28,10 @@ _OVERHEAD = _HEADER.size + _FOOTER.size
 _SHARD = re.compile(r"(?P<stem>.+\.tfrecord)-(?P<index>\d{5})-of-(?P<count>\d{5})$")
 
 
+MOST_SHARDS = 99_999
+"""The names of shards have five digits."""
+
+
 class RecordError(UserError):
     """A TFRecord file is damaged or missing; the message names the file and the record."""
 
