@@ -112,8 +112,8 @@ def hold(folder: epath.PathLike) -> Iterator[None]:
       UserError: another run holds it; the message says which.
     """
     if is_remote(folder):
-        print(f"{folder} cannot be locked, being remote: start no second run into it.")
         make(folder)
+        print(f"{folder} cannot be locked, being remote: start no second run into it.")
         yield
         return
     folder = Path(folder)

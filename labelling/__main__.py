@@ -76,7 +76,11 @@ def label_images(config: Config) -> None:
         if missing and not config.data.annotations:
             _check_models(config)  # before the work folder is claimed with their names
         workdir = workfolder.claim(
-            WORKDIR.value, config, ("data", *_USED), "pseudo_labels/*.tfrecord-*"
+            # Words and image-level labels are compared by what is in them, in `dataset.open`.
+            WORKDIR.value,
+            config,
+            ("data.images", "data.annotations", *_USED),
+            "pseudo_labels/*.tfrecord-*",
         )
         given_lists = {name: indices.tolist() for name, indices in given.items()}
         dataset.open({"words": list(words), "image_labels": given_lists})
@@ -175,7 +179,7 @@ def print_summary(config: Config, dataset: Dataset) -> None:
     """What is in the dataset, over all runs."""
     counts = dataset.counts()
     wordless = f"; none in {counts.wordless} images" if counts.wordless else ""
-    if wordless and not config.data.annotations:
+    if wordless and not config.data.annotations and not config.data.image_labels:
         wordless += f" (no word has {config.label.min_crops} crops for it): their maps are empty"
     print(
         f"\npseudo labels in {dataset.folder}\n"

@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.vocabulary import synonyms
 
 GIVEN = -1
 """Stands for the number of votes where the user gave the word."""
@@ -54,7 +55,7 @@ def read_image_labels(
     path = epath.Path(path)
     if not path.exists():
         raise UserError(f"No file of image-level labels at {path}. Lines are: path<TAB>word,word")
-    index = {word.lower(): i for i, word in enumerate(words)}
+    index = {name.lower(): i for i, word in enumerate(words) for name in (word, *synonyms(word))}
     known = set(names)
     labels: ImageLabels = {}
     faults: list[tuple[str, str, Sequence[str]]] = []  # what, the name, where it should be

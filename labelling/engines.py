@@ -56,6 +56,7 @@ def run_processes(
                     process.stop()
                     deaths[process.shard] += 1
                     _check_deaths(process.shard, deaths, process.exit)
+                    print(f"\nA worker died ({process.exit}); shard {process.shard} is made again.")
                     todo.appendleft(process.shard)
                     idle.append(_Process(worker, process.device, len(devices)))
                     continue

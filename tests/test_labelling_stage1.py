@@ -69,6 +69,16 @@ def test_image_labels(tmp_path):
     assert detection.read_image_labels("", WORDS, []) == {}
 
 
+def test_image_labels_by_any_synonym(tmp_path):
+    (tmp_path / "given.tsv").write_text("a.jpg\tcouch\nb.jpg\tsofa;couch,Sky")
+    given = detection.read_image_labels(
+        tmp_path / "given.tsv", ("sky", "sofa;couch"), ("a.jpg", "b.jpg")
+    )
+    assert {name: indices.tolist() for name, indices in given.items()} == {
+        "a.jpg": [1], "b.jpg": [0, 1],
+    }  # fmt: skip
+
+
 def test_faulty_image_labels(tmp_path):
     path = tmp_path / "labels.tsv"
     with pytest.raises(UserError, match="No file of image-level labels at .*path<TAB>word,word"):

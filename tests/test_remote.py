@@ -107,5 +107,7 @@ def test_stores_that_cannot_be_reached():
         images.find_images("gs://bucket/images")
     with pytest.raises(UserError, match="cannot be reached"):
         workfolder.make("gs://bucket/work")
+    with pytest.raises(UserError, match="cannot be reached .*Give a folder, gs://"):
+        images.find_images("http://somewhere/images")
     with pytest.raises(UserError, match="needs a --workdir on this machine, not gs://bucket"):
         workfolder.local("gs://bucket/work")

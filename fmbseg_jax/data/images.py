@@ -27,9 +27,9 @@ class ImageError(UserError):
 
 def find_images(folder: epath.PathLike) -> list[str]:
     """Paths of all images under `folder`, relative to it, with forward slashes, sorted."""
-    folder = epath.Path(folder)
     if not exists(folder):
         raise UserError(f"No folder of images at {folder}. Give the path of an existing folder.")
+    folder = epath.Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; give the folder that it is in.")
     names = sorted(
@@ -68,8 +68,8 @@ def exists(path: epath.PathLike) -> bool:
         return epath.Path(path).exists()
     except Exception as error:  # each store has its own kinds
         raise UserError(
-            f"{path} cannot be reached ({type(error).__name__}: {error}). gs:// needs `pip install "
-            "gcsfs`, s3:// `pip install s3fs`, and both your credentials."
+            f"{path} cannot be reached ({type(error).__name__}: {error}). Give a folder, gs:// (which "
+            "needs `pip install gcsfs`) or s3:// (`pip install s3fs`), and have your credentials set."
         ) from None
 
 
