@@ -60,6 +60,7 @@ def train(config: Config, workdir: Path) -> None:
         temperature=config.train.temperature,
         text_weight=config.train.text_weight,
         balanced=config.train.balanced,
+        mesh=mesh if mesh.size > 1 else None,
     )
     state = sharding.replicate(mesh, training.create_state(objective, config.seed, data.width))
     frozen = sharding.replicate(mesh, data.encoder.params if data.encoder else {})

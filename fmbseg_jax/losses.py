@@ -11,22 +11,20 @@ M is the number of labelled patches: those labelled IGNORE take no part at all, 
 nor among the others. l = i is among the positives, as printed. A word without a patch has ℓ_t = 0.
 
 No M × M matrix is held. The positives are class sums: Σ_l s_il = z_i · Σ_{l: y_l = y_i} z_l / τ.
-What is left of the pairs is one log-sum-exp for each patch, which `pair_logsumexp` computes in
-blocks of rows, and again in the backward pass.
+What is left of the pairs is one log-sum-exp for each patch: `pairs.logsumexp`.
+
+With `axis_name` a loss runs under `jax.shard_map`, on each device's share of the batch, and is the
+loss of the whole batch on all of them: class sums go by `psum`, pairs round a ring.
 """
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
+from fmbseg_jax import pairs
 from fmbseg_jax.vocabulary import IGNORE
-
-_BLOCK = 512  # rows; 512 × 5,120 float32 are 10 MB: they stay in a CPU's cache
 
 
 def tsupcon(
@@ -37,6 +35,7 @@ def tsupcon(
     temperature: float,
     text_weight: float | Array = 1.0,
     block_size: int | None = None,
+    axis_name: str | None = None,
 ) -> Float[Array, ""]:
     """TSupCon, equation 1.
 
@@ -47,16 +46,18 @@ def tsupcon(
       temperature: τ.
       text_weight: w.
       block_size: rows of the pair matrix computed at once; None chooses. Not a result.
+      axis_name: of the mesh over which `patches` and `labels` are split, under `jax.shard_map`;
+        any number on each device. `text` is the same on all.
 
     Returns:
       The loss; 0 where no patch is labelled.
     """
     valid = labels != IGNORE
-    pairs = pair_logsumexp(patches, valid, temperature, block_size or _BLOCK)
-    prototype_terms = _prototype_terms(patches, labels, text, pairs, temperature)
-    image_terms = _image_terms(patches, labels, text.shape[0], pairs, temperature)
-    count = jnp.sum(valid) + text.shape[0]
-    return (text_weight * jnp.sum(prototype_terms) + jnp.sum(image_terms)) / count
+    others = pairs.logsumexp(patches, valid, temperature, block_size, axis_name)
+    text_terms = _prototype_terms(patches, labels, text, others, temperature, axis_name)
+    image_terms = _image_terms(patches, labels, text.shape[0], others, temperature, axis_name)
+    count = _total(jnp.sum(valid), axis_name) + text.shape[0]
+    return (text_weight * jnp.sum(text_terms) + _total(jnp.sum(image_terms), axis_name)) / count
 
 
 def prototype(
@@ -67,10 +68,11 @@ def prototype(
     temperature: float,
     text_weight: float | Array = 1.0,
     block_size: int | None = None,
+    axis_name: str | None = None,
 ) -> Float[Array, ""]:
     """The text terms alone: w/K Σ_k ℓ_t(t_k) of equation 2. Arguments as for `tsupcon`."""
-    pairs = pair_logsumexp(patches, labels != IGNORE, temperature, block_size or _BLOCK)
-    terms = _prototype_terms(patches, labels, text, pairs, temperature)
+    others = pairs.logsumexp(patches, labels != IGNORE, temperature, block_size, axis_name)
+    terms = _prototype_terms(patches, labels, text, others, temperature, axis_name)
     return text_weight * jnp.sum(terms) / text.shape[0]
 
 
@@ -82,6 +84,7 @@ def supcon(
     temperature: float,
     text_weight: float | Array = 1.0,
     block_size: int | None = None,
+    axis_name: str | None = None,
 ) -> Float[Array, ""]:
     """SupCon with the text features as K more examples of their words (section 4.4.1).
 
@@ -89,122 +92,67 @@ def supcon(
     as for `tsupcon`.
     """
     num_words = text.shape[0]
-    labelled = jnp.any(labels != IGNORE)
-    words = jnp.where(labelled, jnp.arange(num_words), IGNORE).astype(labels.dtype)
-    examples = jnp.concatenate([patches, text])
-    classes = jnp.concatenate([labels, words])
-    pairs = pair_logsumexp(examples, classes != IGNORE, temperature, block_size or _BLOCK)
-    terms = _image_terms(examples, classes, num_words, pairs, temperature)
-    patch_terms, text_terms = terms[:-num_words], terms[-num_words:]
-    count = jnp.sum(labels != IGNORE) + num_words
-    return (jnp.sum(patch_terms) + text_weight * jnp.sum(text_terms)) / count
+    count = _total(jnp.sum(labels != IGNORE), axis_name)
+    # The words are examples once: on the first device, and where there is a patch to compare with.
+    first = True if axis_name is None else jax.lax.axis_index(axis_name) == 0
+    here = (count > 0) & first
+    words = jnp.where(here, jnp.arange(num_words), IGNORE).astype(labels.dtype)
+    examples, classes = jnp.concatenate([patches, text]), jnp.concatenate([labels, words])
+    others = pairs.logsumexp(examples, classes != IGNORE, temperature, block_size, axis_name)
+    terms = _image_terms(examples, classes, num_words, others, temperature, axis_name)
+    patch_terms, text_terms = (
+        _total(jnp.sum(part), axis_name) for part in (terms[:-num_words], terms[-num_words:])
+    )
+    return (patch_terms + text_weight * text_terms) / (count + num_words)
 
 
 LOSSES = {"tsupcon": tsupcon, "prototype": prototype, "supcon": supcon}
+
+
+def _total(x: Array, axis_name: str | None) -> Array:
+    """The sum over the devices."""
+    return x if axis_name is None else jax.lax.psum(x, axis_name)
 
 
 def _prototype_terms(
     patches: Float[Array, "M D"],
     labels: Int[Array, " M"],
     text: Float[Array, "K D"],
-    pairs: Float[Array, " M"],
+    others: Float[Array, " M"],
     temperature: float,
+    axis_name: str | None,
 ) -> Float[Array, " K"]:
-    """ℓ_t(t_k) of equations 2 and 3; 0 for a word without a patch."""
+    """ℓ_t(t_k) of equations 2 and 3 over all devices; 0 for a word without a patch."""
     member = jax.nn.one_hot(labels, text.shape[0])  # IGNORE is out of range: a row of zeros
-    similarity = patches @ text.T / temperature
-    everything = jnp.logaddexp(jax.nn.logsumexp(similarity, axis=1), pairs)
+    similarity = _product(patches, text.T) / temperature
+    everything = jnp.logaddexp(jax.nn.logsumexp(similarity, axis=1), others)
     total = jnp.sum(member * (everything[:, None] - similarity), axis=0)
-    return total / jnp.maximum(jnp.sum(member, axis=0), 1)
+    count = jnp.sum(member, axis=0)
+    return _total(total, axis_name) / jnp.maximum(_total(count, axis_name), 1)
 
 
 def _image_terms(
     patches: Float[Array, "M D"],
     labels: Int[Array, " M"],
     num_words: int,
-    pairs: Float[Array, " M"],
+    others: Float[Array, " M"],
     temperature: float,
+    axis_name: str | None,
 ) -> Float[Array, " M"]:
     """ℓ_im(z_i) of equation 4; 0 for a patch labelled IGNORE, or alone in the batch."""
     member = jax.nn.one_hot(labels, num_words)
-    count = jnp.maximum(jnp.sum(member, axis=0), 1)
-    means = (member.T @ patches) / count[:, None]
+    count = jnp.maximum(_total(jnp.sum(member, axis=0), axis_name), 1)
+    means = _total(_product(member.T, patches), axis_name) / count[:, None]
     own_mean = member @ means
-    counts = jnp.any(member > 0, axis=1) & jnp.isfinite(pairs)
+    counts = jnp.any(member > 0, axis=1) & jnp.isfinite(others)
     # The inner `where` keeps an empty log-sum-exp, -inf, out of the gradient of the outer one.
-    finite = jnp.where(counts, pairs, 0)
+    finite = jnp.where(counts, others, 0)
     return jnp.where(counts, finite - jnp.sum(patches * own_mean, axis=1) / temperature, 0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def pair_logsumexp(
-    patches: Float[Array, "M D"], valid: Array, temperature: float, block_size: int
-) -> Float[Array, " M"]:
-    """log Σ_{j≠i, valid j} exp(z_i · z_j / τ) for each patch i; -inf where there is no other.
-
-    Args:
-      patches: z.
-      valid: bool [M].
-      temperature: τ.
-      block_size: rows computed at once.
-    """
-
-    def rows(_, block):  # type: ignore[no-untyped-def]
-        index, anchors = block
-        similarity = _masked_similarity(index, anchors, patches, valid, temperature)
-        return None, jax.nn.logsumexp(similarity, axis=1)
-
-    _, sums = jax.lax.scan(rows, None, _blocks(patches, block_size))
-    return sums.reshape(-1)[: patches.shape[0]]
-
-
-def _forward(patches, valid, temperature, block_size):  # type: ignore[no-untyped-def]
-    sums = pair_logsumexp(patches, valid, temperature, block_size)
-    return sums, (patches, valid, sums)
-
-
-def _backward(temperature, block_size, residuals, gradient):  # type: ignore[no-untyped-def]
-    """s is symmetric: ∂/∂Z = W Z / τ with W_ij = exp(s_ij) (g_i exp(-lse_i) + g_j exp(-lse_j))."""
-    patches, valid, sums = residuals
-    # A patch without others has lse = -inf and takes part in no pair: its exponent is never used.
-    sums = jnp.where(jnp.isfinite(sums), sums, 0)
-    (index, anchors), size = _blocks(patches, block_size), patches.shape[0]
-    padding = (0, index.size - size)
-    row_sums = jnp.pad(sums, padding).reshape(index.shape)
-    row_gradient = jnp.pad(gradient, padding).reshape(index.shape)
-
-    def rows(_, block):  # type: ignore[no-untyped-def]
-        index, anchors, own_sums, own_gradient = block
-        similarity = _masked_similarity(index, anchors, patches, valid, temperature)
-        weights = jnp.exp(similarity - own_sums[:, None]) * own_gradient[:, None]
-        # Rows of IGNORE have gradient 0 and a sum over others; as columns they are masked. A row's
-        # own mask must hold for the second term too, where it stands among the others of j.
-        others = jnp.exp(similarity - sums) * gradient
-        row_valid = valid[jnp.minimum(index, size - 1)] & (index < size)
-        weights = weights + jnp.where(row_valid[:, None], others, 0)
-        return None, weights @ patches / temperature
-
-    _, result = jax.lax.scan(rows, None, (index, anchors, row_sums, row_gradient))
-    return result.reshape(-1, patches.shape[1])[:size], np.zeros(valid.shape, jax.dtypes.float0)
-
-
-pair_logsumexp.defvjp(_forward, _backward)
-
-
-def _blocks(patches: Float[Array, "M D"], block_size: int) -> tuple[Array, Array]:
-    """Row numbers [blocks, rows] and rows [blocks, rows, D], padded with zeros."""
-    size, width = patches.shape
-    block_size = min(block_size, size)
-    count = -(-size // block_size)
-    padded = jnp.pad(patches, ((0, count * block_size - size), (0, 0)))
-    index = jnp.arange(count * block_size).reshape(count, block_size)
-    return index, padded.reshape(count, block_size, width)
-
-
-def _masked_similarity(
-    index: Array, anchors: Array, patches: Array, valid: Array, temperature: float
-) -> Array:
-    """s_ij of a block of rows [rows, M]; -inf where j is i, or takes no part."""
-    similarity = anchors @ patches.T / temperature
-    other = index[:, None] != jnp.arange(patches.shape[0])
-    return jnp.where(other & valid, similarity, -jnp.inf)
+def _product(a: Array, b: Array) -> Array:
+    """A matrix product, summed in float32 whatever its factors."""
+    dtype = jnp.promote_types(jnp.float32, jnp.promote_types(a.dtype, b.dtype))
+    if a.dtype != b.dtype:
+        a, b = a.astype(dtype), b.astype(dtype)
+    return jnp.matmul(a, b, preferred_element_type=dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import Mesh, PartitionSpec
 
 from fmbseg_jax import losses
 from fmbseg_jax.config import Train
@@ -40,6 +42,8 @@ class Objective(NamedTuple):
     temperature: float
     text_weight: float
     balanced: bool
+    mesh: Mesh | None = None
+    """Where the batch is split over several devices."""
 
 
 def schedule(train: Train, steps: int) -> optax.Schedule:
@@ -97,12 +101,8 @@ def train_step(
     def loss_of(params: Any) -> tuple[Array, Array]:
         aligned = objective.aligner.apply({"params": params}, patches)
         aligned = aligned.reshape(-1, aligned.shape[-1])
-        value = losses.LOSSES[objective.loss](
-            aligned, labels, text,
-            temperature=objective.temperature,
-            text_weight=_text_weight(objective, labels, text.shape[0]),
-        )  # fmt: skip
-        return value, aligned
+        weight = jnp.asarray(_text_weight(objective, labels, text.shape[0]))
+        return _loss(objective)(aligned, labels, text, weight), aligned
 
     (loss, aligned), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     updates, opt_state = objective.optimizer.update(gradient, state.opt_state, state.params)
@@ -111,6 +111,23 @@ def train_step(
     accuracy = jnp.sum(right) / jnp.maximum(jnp.sum(labels != IGNORE), 1)
     metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": optax.global_norm(gradient)}
     return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def _loss(objective: Objective) -> Callable[[Array, Array, Array, Array], Array]:
+    """(patches, labels, text, text weight) → the loss of the global batch."""
+    mesh = objective.mesh
+
+    def loss(patches: Array, labels: Array, text: Array, weight: Array) -> Array:
+        return losses.LOSSES[objective.loss](
+            patches, labels, text,
+            temperature=objective.temperature, text_weight=weight,
+            axis_name=mesh.axis_names[0] if mesh else None,
+        )  # fmt: skip
+
+    if mesh is None:
+        return loss
+    split, same = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
+    return jax.shard_map(loss, mesh=mesh, in_specs=(split, split, same, same), out_specs=same)
 
 
 def _text_weight(objective: Objective, labels: Array, num_words: int) -> float | Array:
