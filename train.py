@@ -172,12 +172,13 @@ def main() -> None:
     config, workdir = CONFIG.value, workfolder.local(WORKDIR.value)
     online = config.train.features == "online"
     read_metadata(workdir / ("pseudo_labels" if online else "features"))  # no folder is made yet
-    if jax.process_index() == 0:
-        used: tuple[str, ...] = ("seed", "models.clip", "train")
-        if online:
-            used += ("models.vision", "features.size", "features.compute")
-        workfolder.claim(workdir, config, used, "checkpoints/[0-9]*")
+    used: tuple[str, ...] = ("seed", "models.clip", "train")
+    if online:
+        used += ("models.vision", "features.size", "features.compute")
     with sharding.hold(workdir / "checkpoints"):
+        if jax.process_index() == 0:
+            workfolder.claim(workdir, config, used, "checkpoints/[0-9]*")
+        sharding.wait_for_all("claimed")
         train(config, workdir)
 
 

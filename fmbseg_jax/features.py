@@ -201,9 +201,11 @@ def main() -> None:
     sharding.start_hosts()
     config, workdir = CONFIG.value, epath.Path(WORKDIR.value)
     example.read_metadata(workdir / "pseudo_labels")  # a mistyped folder is not made
-    if jax.process_index() == 0:
-        workfolder.claim(workdir, config, ("models.vision", "features"), "features/*.tfrecord-*")
     with sharding.hold(workdir / "features"):
+        if jax.process_index() == 0:
+            used = "models.vision", "features"
+            workfolder.claim(workdir, config, used, "features/*.tfrecord-*")
+        sharding.wait_for_all("claimed")
         write_features(config, workdir)
 
 

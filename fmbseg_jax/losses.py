@@ -124,7 +124,7 @@ def _prototype_terms(
 ) -> Float[Array, " K"]:
     """ℓ_t(t_k) of equations 2 and 3 over all devices; 0 for a word without a patch."""
     member = jax.nn.one_hot(labels, text.shape[0])  # IGNORE is out of range: a row of zeros
-    similarity = _product(patches, text.T) / temperature
+    similarity = pairs.product(patches, text.T) / temperature
     everything = jnp.logaddexp(jax.nn.logsumexp(similarity, axis=1), others)
     total = jnp.sum(member * (everything[:, None] - similarity), axis=0)
     count = jnp.sum(member, axis=0)
@@ -142,17 +142,9 @@ def _image_terms(
     """ℓ_im(z_i) of equation 4; 0 for a patch labelled IGNORE, or alone in the batch."""
     member = jax.nn.one_hot(labels, num_words)
     count = jnp.maximum(_total(jnp.sum(member, axis=0), axis_name), 1)
-    means = _total(_product(member.T, patches), axis_name) / count[:, None]
+    means = _total(pairs.product(member.T, patches), axis_name) / count[:, None]
     own_mean = member @ means
     counts = jnp.any(member > 0, axis=1) & jnp.isfinite(others)
     # The inner `where` keeps an empty log-sum-exp, -inf, out of the gradient of the outer one.
     finite = jnp.where(counts, others, 0)
     return jnp.where(counts, finite - jnp.sum(patches * own_mean, axis=1) / temperature, 0)
-
-
-def _product(a: Array, b: Array) -> Array:
-    """A matrix product, summed in float32 whatever its factors."""
-    dtype = jnp.promote_types(jnp.float32, jnp.promote_types(a.dtype, b.dtype))
-    if a.dtype != b.dtype:
-        a, b = a.astype(dtype), b.astype(dtype)
-    return jnp.matmul(a, b, preferred_element_type=dtype)

@@ -72,15 +72,8 @@ _logsumexp.defvjp(_forward, _backward)
 
 def _shifted(z, valid, temperature, block_size, axis_name):  # type: ignore[no-untyped-def]
     size, blocks = len(z), _Blocks.of(z, block_size, valid)
-    sums = _own_sums(blocks, temperature)
-
-    def meet(sums: Array, theirs: Any) -> tuple[Array, Any]:
-        keys, columns = theirs
-        rows, more = _sums_between(blocks, keys, temperature)
-        return sums + rows, (keys, columns + more)
-
-    if axis_name is not None:
-        sums = _half_ring(sums, (blocks, jnp.zeros_like(sums)), meet, axis_name)
+    between = functools.partial(_sums_between, blocks, temperature=temperature)
+    sums = _half_ring(_own_sums(blocks, temperature), blocks, between, axis_name)
     return _log(sums.reshape(-1)[:size]) + 1 / temperature
 
 
@@ -88,15 +81,8 @@ def _shifted_gradient(z, valid, sums, gradient, temperature, block_size, axis_na
     size = len(z)
     share = jnp.where(jnp.isfinite(sums), gradient * jnp.exp(1 / temperature - sums), 0)
     blocks = _Blocks.of(z, block_size, valid, share)
-    result = _own_gradient(blocks, temperature)
-
-    def meet(result: Array, theirs: Any) -> tuple[Array, Any]:
-        keys, columns = theirs
-        rows, more = _gradient_between(blocks, keys, temperature)
-        return result + rows, (keys, columns + more)
-
-    if axis_name is not None:
-        result = _half_ring(result, (blocks, jnp.zeros_like(result)), meet, axis_name)
+    between = functools.partial(_gradient_between, blocks, temperature=temperature)
+    result = _half_ring(_own_gradient(blocks, temperature), blocks, between, axis_name)
     return result.reshape(-1, z.shape[1])[:size] / temperature
 
 
@@ -124,7 +110,7 @@ class _Blocks(NamedTuple):
 
 def _exponentials(a: Array, b: Array, temperature: float) -> Array:
     """exp(s_ij - 1/τ) of rows a and columns b."""
-    return jnp.exp((_product(a, b.T) - 1) / temperature)
+    return jnp.exp((product(a, b.T) - 1) / temperature)
 
 
 def _own_sums(blocks: _Blocks, temperature: float) -> Array:
@@ -163,12 +149,12 @@ def _own_gradient(blocks: _Blocks, temperature: float) -> Array:
 
     def diagonal(i: Array) -> Array:
         apart = 1 - jnp.eye(z.shape[1])
-        return _product(_weights(blocks, i, blocks, i, temperature) * apart, z[i])
+        return product(_weights(blocks, i, blocks, i, temperature) * apart, z[i])
 
     def add(result: Array, pair: Array) -> tuple[Array, None]:
         i, j = pair
         weights = _weights(blocks, i, blocks, j, temperature)
-        rows, columns = _product(weights, z[j]), _product(weights.T, z[i])
+        rows, columns = product(weights, z[j]), product(weights.T, z[i])
         return result.at[i].add(rows).at[j].add(columns), None
 
     result = jax.lax.map(diagonal, jnp.arange(len(z)))
@@ -181,8 +167,8 @@ def _gradient_between(mine: _Blocks, theirs: _Blocks, temperature: float) -> tup
 
     def rows(columns: Array, i: Array) -> tuple[Array, Array]:
         weights = _weights(mine, i, whole, 0, temperature)
-        columns = columns + _product(weights.T, mine.z[i])
-        return columns, _product(weights, whole.z[0])
+        columns = columns + product(weights.T, mine.z[i])
+        return columns, product(weights, whole.z[0])
 
     start = _zeros_of(whole.z[0]).astype(_sum_dtype(whole.z))
     columns, result = jax.lax.scan(rows, start, jnp.arange(len(mine.z)))
@@ -201,26 +187,33 @@ def _pairs(count: int) -> Array:
     return jnp.asarray(np.stack(np.triu_indices(count, 1), axis=-1), jnp.int32)
 
 
-def _half_ring(mine: Array, theirs: Any, meet: Callable[..., Any], axis_name: str) -> Array:
+def _half_ring(
+    mine: Array, blocks: _Blocks, between: Callable[..., Any], axis_name: str | None
+) -> Array:
     """Has every two devices meet once; adds what each collected as the other's columns.
 
     Args:
-      mine: what this device collects, [blocks, rows, ...].
-      theirs: (blocks, columns): what travels, and what it collects on its way.
-      meet: (mine, theirs) → the same, with what they give each other.
+      mine: what this device has from itself, [blocks, rows, ...].
+      blocks: its vectors, which travel.
+      between: from another's blocks to what its pairs with ours give us, and give it.
     """
+    if axis_name is None:
+        return mine
     devices = jax.lax.axis_size(axis_name)
     send = functools.partial(_send, devices=devices, axis_name=axis_name)
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
-        mine, theirs = carry
-        return meet(mine, send(theirs, 1)), None
+        mine, travelling = carry
+        theirs, columns = send(travelling, 1)
+        rows, more = between(theirs)
+        return (mine + rows, (theirs, columns + more)), None
 
     half = (devices - 1) // 2
-    (mine, (blocks, columns)), _ = jax.lax.scan(step, (mine, theirs), None, length=half)
+    start = mine, (blocks, jnp.zeros_like(mine))
+    (mine, (theirs, columns)), _ = jax.lax.scan(step, start, None, length=half)
     mine = mine + send(columns, -half)
     if devices % 2 == 0:  # opposite devices meet twice: each takes its rows
-        mine, _ = meet(mine, (send(blocks, 1), _zeros_of(columns)))
+        mine = mine + between(send(theirs, 1))[0]
     return mine
 
 
@@ -264,7 +257,7 @@ def _row_by_row_gradient(z, valid, sums, gradient, temperature, block_size, axis
             similarity = _similarities(blocks, i, keys, own, temperature, columns=False)
             as_column = jnp.exp(similarity - keys.share.reshape(-1)) * their_slopes.reshape(-1)
             as_column = jnp.where(blocks.valid[i][:, None] > 0, as_column, 0)
-            return _product(as_row + as_column, keys.z.reshape(-1, keys.z.shape[-1]))
+            return product(as_row + as_column, keys.z.reshape(-1, keys.z.shape[-1]))
 
         return jax.lax.map(rows, jnp.arange(len(blocks.z)))
 
@@ -281,7 +274,7 @@ def _similarities(
 ) -> Array:
     """s_ij of the rows blocks[i]; -inf where j is i or, with `columns`, invalid."""
     keys = theirs.z.reshape(-1, theirs.z.shape[-1])
-    similarity = _product(blocks.z[i], keys.T) / temperature
+    similarity = product(blocks.z[i], keys.T) / temperature
     masked = jnp.zeros_like(similarity, bool)
     if columns:
         masked |= theirs.valid.reshape(-1) == 0
@@ -318,6 +311,6 @@ def _sum_dtype(x: Array) -> Any:
     return jnp.promote_types(jnp.float32, x.dtype)
 
 
-def _product(a: Array, b: Array) -> Array:
-    """A matrix product, in the dtype of b, summed in float32 or more."""
+def product(a: Array, b: Array) -> Array:
+    """A matrix product in the dtype of b, summed in float32 or more."""
     return jnp.matmul(a.astype(b.dtype), b, preferred_element_type=_sum_dtype(b))

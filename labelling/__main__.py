@@ -123,13 +123,14 @@ def predict_images(config: Config) -> None:
     folder = workfolder.local(IMAGES.value or str(Path(config.eval.folder, "images")), "--images")
     images.find_images(folder)
     _check_models(config)
-    workdir = workfolder.claim(workfolder.local(WORKDIR.value), config, _USED, "predictions/stage1")
+    workdir = workfolder.local(WORKDIR.value)
     from labelling import models
     from labelling.predict import predict_folder
 
     out = workdir / "predictions"
     device = models.devices(config.label.device, 1)[0]
     with workfolder.hold(out):
+        workfolder.claim(workdir, config, _USED, "predictions/stage1")
         predict_folder(
             folder,
             out,
