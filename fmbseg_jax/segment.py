@@ -30,11 +30,29 @@ def segment_images(
     """Segments every image under `folder`; returns the reasons of those that cannot be read."""
     names = images.find_images(folder)
     pngs = images.png_names(names)
-    _claim(out, segmenter, words, folder)
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"--out={out} lies in --images={folder}, so that its pictures would be taken for "
+            "images the next time. Give a folder beside it."
+        )
+    with workfolder.hold(out):
+        _claim(out, segmenter, words, folder)
+        return _segment(segmenter, folder, words, out, pngs, strict=strict)
+
+
+def _segment(
+    segmenter: Segmenter,
+    folder: Path,
+    words: tuple[str, ...],
+    out: Path,
+    pngs: dict[str, str],
+    *,
+    strict: bool,
+) -> dict[str, str]:
     outputs = {name: (out / "labels" / png, out / "overlays" / png) for name, png in pngs.items()}
-    todo = [name for name in names if not all(path.exists() for path in outputs[name])]
+    todo = [name for name in pngs if not all(path.exists() for path in outputs[name])]
     skipped: dict[str, str] = {}
-    with logs.progress(len(names), "segment", len(names) - len(todo)) as bar:
+    with logs.progress(len(pngs), "segment", len(pngs) - len(todo)) as bar:
         for name in todo:
             try:
                 image = images.decode((folder / name).read_bytes())
@@ -52,13 +70,7 @@ def segment_images(
 
 
 def _claim(out: Path, segmenter: Segmenter, words: tuple[str, ...], folder: Path) -> None:
-    """Refuses a folder made with other words, another model, or from another folder of images."""
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise UserError(
-            f"--out={out} lies in --images={folder}, so that its pictures would be taken for "
-            "images the next time. Give a folder beside it."
-        )
-    out.mkdir(parents=True, exist_ok=True)
+    """Refuses results made with other words, another model, or from another folder of images."""
     made = {
         "words": list(words),
         "model": segmenter.fingerprint,
