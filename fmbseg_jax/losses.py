@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from fmbseg_jax import pairs
+from fmbseg_jax.similarity import product
 from fmbseg_jax.vocabulary import IGNORE
 
 
@@ -55,9 +56,10 @@ def tsupcon(
     valid = labels != IGNORE
     others = pairs.logsumexp(patches, valid, temperature, block_size, axis_name)
     text_terms = _prototype_terms(patches, labels, text, others, temperature, axis_name)
-    image_terms = _image_terms(patches, labels, text.shape[0], others, temperature, axis_name)
+    ones = jnp.ones_like(others)
+    image_terms = _image_terms(patches, labels, text.shape[0], others, ones, temperature, axis_name)
     count = _total(jnp.sum(valid), axis_name) + text.shape[0]
-    return (text_weight * jnp.sum(text_terms) + _total(jnp.sum(image_terms), axis_name)) / count
+    return (text_weight * jnp.sum(text_terms) + image_terms) / count
 
 
 def prototype(
@@ -99,11 +101,9 @@ def supcon(
     words = jnp.where(here, jnp.arange(num_words), IGNORE).astype(labels.dtype)
     examples, classes = jnp.concatenate([patches, text]), jnp.concatenate([labels, words])
     others = pairs.logsumexp(examples, classes != IGNORE, temperature, block_size, axis_name)
-    terms = _image_terms(examples, classes, num_words, others, temperature, axis_name)
-    patch_terms, text_terms = (
-        _total(jnp.sum(part), axis_name) for part in (terms[:-num_words], terms[-num_words:])
-    )
-    return (patch_terms + text_weight * text_terms) / (count + num_words)
+    weights = jnp.where(jnp.arange(len(others)) < len(labels), 1.0, text_weight)
+    terms = _image_terms(examples, classes, num_words, others, weights, temperature, axis_name)
+    return terms / (count + num_words)
 
 
 LOSSES = {"tsupcon": tsupcon, "prototype": prototype, "supcon": supcon}
@@ -124,7 +124,7 @@ def _prototype_terms(
 ) -> Float[Array, " K"]:
     """ℓ_t(t_k) of equations 2 and 3 over all devices; 0 for a word without a patch."""
     member = jax.nn.one_hot(labels, text.shape[0])  # IGNORE is out of range: a row of zeros
-    similarity = pairs.product(patches, text.T) / temperature
+    similarity = product(patches, text.T) / temperature
     everything = jnp.logaddexp(jax.nn.logsumexp(similarity, axis=1), others)
     total = jnp.sum(member * (everything[:, None] - similarity), axis=0)
     count = jnp.sum(member, axis=0)
@@ -136,15 +136,20 @@ def _image_terms(
     labels: Int[Array, " M"],
     num_words: int,
     others: Float[Array, " M"],
+    weights: Float[Array, " M"],
     temperature: float,
     axis_name: str | None,
-) -> Float[Array, " M"]:
-    """ℓ_im(z_i) of equation 4; 0 for a patch labelled IGNORE, or alone in the batch."""
+) -> Float[Array, ""]:
+    """Σ_i w_i ℓ_im(z_i) of equation 4, over all devices.
+
+    ℓ_im is 0 for a patch labelled IGNORE, or alone in the batch.
+    """
     member = jax.nn.one_hot(labels, num_words)
     count = jnp.maximum(_total(jnp.sum(member, axis=0), axis_name), 1)
-    means = _total(pairs.product(member.T, patches), axis_name) / count[:, None]
-    own_mean = member @ means
-    counts = jnp.any(member > 0, axis=1) & jnp.isfinite(others)
-    # The inner `where` keeps an empty log-sum-exp, -inf, out of the gradient of the outer one.
-    finite = jnp.where(counts, others, 0)
-    return jnp.where(counts, finite - jnp.sum(patches * own_mean, axis=1) / temperature, 0)
+    means = _total(product(member.T, patches), axis_name) / count[:, None]
+    weights = jnp.where(jnp.any(member > 0, axis=1) & jnp.isfinite(others), weights, 0)
+    # Σ_i w_i z_i · mean_{y_i}, word by word: no vector for each patch.
+    sums = product((member * weights[:, None]).T, patches)
+    # The `where` keeps an empty log-sum-exp, -inf, out of the gradient.
+    everything = jnp.sum(weights * jnp.where(weights > 0, others, 0))
+    return _total(everything - jnp.sum(sums * means) / temperature, axis_name)

@@ -1,8 +1,8 @@
 """The log-sum-exp over all pairs of a batch, in memory linear in the batch, on one device or many.
 
-s_ij = z_i · z_j / τ is symmetric, and both passes use it: a block of pairs computed once serves
-its rows and its columns. On several devices the vectors go round a ring, half-way, and what they
-collect as columns goes back to where they came from.
+s_ij = z_i · z_j / τ is symmetric, and both passes use it: pairs computed once serve their rows and
+their columns. The blocks of a device's vectors stand in a circle; each meets itself and the half of
+the circle that follows, so that every two meet once. The devices do the same (`rings.half_ring`).
 
 Backward: ∂/∂Z Σ_i g_i lse_i = W Z / τ with W_ij = exp(s_ij) (g_i exp(-lse_i) + g_j exp(-lse_j)).
 """
@@ -19,12 +19,18 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
-_BLOCK = 512
-"""Rows: 512 × 5,120 float32 are 10 MB, which stay in a CPU's cache."""
+from fmbseg_jax import pairs_by_row, rings
+from fmbseg_jax.similarity import product, sum_dtype
+
+_BLOCK = 320
+"""Rows: with half of the paper's 5,120 patches they make 3 MB, which stay in a CPU's cache."""
+
+_STRIPS = 3
+"""Of a block with the half that follows: fewer are faster, and hold more of the vectors twice."""
 
 _SHIFTABLE = 0.03
 """From this temperature on exp(s - 1/τ) of unit vectors is in float32's range, whatever s: one
-exponential serves row and column. Below, each row is shifted by its own maximum, computed whole."""
+exponential serves row and column. Below, each row is shifted by its own maximum (pairs_by_row)."""
 
 
 def logsumexp(
@@ -52,13 +58,13 @@ def _logsumexp(z, valid, temperature, block_size, axis_name):  # type: ignore[no
 
 
 def _forward(z, valid, temperature, block_size, axis_name):  # type: ignore[no-untyped-def]
-    make = _shifted if temperature >= _SHIFTABLE else _row_by_row
+    make = _sums if temperature >= _SHIFTABLE else pairs_by_row.sums
     sums = make(z, valid, temperature, block_size, axis_name)
     return sums, (z, valid, sums)
 
 
 def _backward(temperature, block_size, axis_name, residuals, gradient):  # type: ignore[no-untyped-def]
-    make = _shifted_gradient if temperature >= _SHIFTABLE else _row_by_row_gradient
+    make = _gradient if temperature >= _SHIFTABLE else pairs_by_row.gradient
     z, valid, sums = residuals
     result = make(z, valid, sums, gradient, temperature, block_size, axis_name)
     return result.astype(z.dtype), np.zeros(valid.shape, jax.dtypes.float0)
@@ -67,250 +73,134 @@ def _backward(temperature, block_size, axis_name, residuals, gradient):  # type:
 _logsumexp.defvjp(_forward, _backward)
 
 
-# Where one shift serves all pairs: each block of pairs is computed once.
+class _Vectors(NamedTuple):
+    """What the pairs are made of."""
 
-
-def _shifted(z, valid, temperature, block_size, axis_name):  # type: ignore[no-untyped-def]
-    size, blocks = len(z), _Blocks.of(z, block_size, valid)
-    between = functools.partial(_sums_between, blocks, temperature=temperature)
-    sums = _half_ring(_own_sums(blocks, temperature), blocks, between, axis_name)
-    return _log(sums.reshape(-1)[:size]) + 1 / temperature
-
-
-def _shifted_gradient(z, valid, sums, gradient, temperature, block_size, axis_name):  # type: ignore[no-untyped-def]
-    size = len(z)
-    share = jnp.where(jnp.isfinite(sums), gradient * jnp.exp(1 / temperature - sums), 0)
-    blocks = _Blocks.of(z, block_size, valid, share)
-    between = functools.partial(_gradient_between, blocks, temperature=temperature)
-    result = _half_ring(_own_gradient(blocks, temperature), blocks, between, axis_name)
-    return result.reshape(-1, z.shape[1])[:size] / temperature
-
-
-class _Blocks(NamedTuple):
-    """Vectors in blocks of rows, filled up with invalid ones."""
-
-    z: Float[Array, "blocks rows D"]
-    valid: Float[Array, "blocks rows"]
+    z: Float[Array, "m D"]
+    valid: Float[Array, " m"]
     """1 or 0."""
-    share: Float[Array, "blocks rows"]
+    share: Float[Array, " m"]
     """g_i exp(1/τ - lse_i), in the backward pass."""
 
-    @classmethod
-    def of(cls, z: Array, block_size: int, valid: Array, share: Array | None = None) -> _Blocks:
-        count = -(-len(z) // min(block_size, len(z)))
-        rows = -(-len(z) // count)
+    def window(self, start: Array, size: int) -> _Vectors:
+        return _Vectors(*(jax.lax.dynamic_slice_in_dim(x, start, size) for x in self))
 
-        def split(x: Array) -> Array:
-            padding = [(0, count * rows - len(x))] + [(0, 0)] * (x.ndim - 1)
-            return jnp.pad(x, padding).reshape(count, rows, *x.shape[1:])
+    def padded(self, size: int) -> _Vectors:
+        def pad(x: Array) -> Array:
+            return jnp.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1))
 
-        weights = valid.astype(_sum_dtype(z))
-        return cls(split(z), split(weights), split(weights if share is None else share))
+        return _Vectors(*map(pad, self))
 
 
-def _exponentials(a: Array, b: Array, temperature: float) -> Array:
-    """exp(s_ij - 1/τ) of rows a and columns b."""
-    return jnp.exp((product(a, b.T) - 1) / temperature)
+_Meeting = Callable[[_Vectors, _Vectors, Array | None], tuple[Array, Array]]
+"""From rows, columns and, where the first columns are the rows themselves, a factor of these pairs,
+to what the rows get and what the columns get."""
 
 
-def _own_sums(blocks: _Blocks, temperature: float) -> Array:
-    """Σ_{j≠i} exp(s_ij - 1/τ) over this device's vectors: [blocks, rows]."""
-    z, valid, _ = blocks
+def _sums(z, valid, temperature, block_size, axis_name):  # type: ignore[no-untyped-def]
+    weights = valid.astype(sum_dtype(z))
 
-    def diagonal(i: Array) -> Array:
-        apart = 1 - jnp.eye(z.shape[1])
-        return (_exponentials(z[i], z[i], temperature) * apart) @ valid[i]
+    def meet(rows: _Vectors, columns: _Vectors, own: Array | None) -> tuple[Array, Array]:
+        pairs = _exponentials(rows, columns, temperature, own)
+        return pairs @ columns.valid, rows.valid @ pairs
 
-    def add(sums: Array, pair: Array) -> tuple[Array, None]:
-        i, j = pair
-        block = _exponentials(z[i], z[j], temperature)
-        return sums.at[i].add(block @ valid[j]).at[j].add(valid[i] @ block), None
-
-    sums = jax.lax.map(diagonal, jnp.arange(len(z)))
-    return jax.lax.scan(add, sums, _pairs(len(z)))[0]
+    vectors = _Vectors(z, weights, weights)
+    sums = _everybody(vectors, meet, _zeros_of(weights), block_size, axis_name)
+    return jnp.where(sums > 0, jnp.log(jnp.where(sums > 0, sums, 1)), -jnp.inf) + 1 / temperature
 
 
-def _sums_between(mine: _Blocks, theirs: _Blocks, temperature: float) -> tuple[Array, Array]:
-    """What rows of mine get from theirs, and theirs from mine: [blocks, rows] each."""
-    keys, valid = theirs.z.reshape(-1, theirs.z.shape[-1]), theirs.valid.reshape(-1)
+def _gradient(z, valid, sums, gradient, temperature, block_size, axis_name):  # type: ignore[no-untyped-def]
+    weights = valid.astype(sum_dtype(z))
+    share = jnp.where(jnp.isfinite(sums), gradient * jnp.exp(1 / temperature - sums), 0)
 
-    def rows(columns: Array, block: tuple[Array, Array]) -> tuple[Array, Array]:
-        z, own = block
-        exponentials = _exponentials(z, keys, temperature)
-        return columns + own @ exponentials, exponentials @ valid
+    def meet(rows: _Vectors, columns: _Vectors, own: Array | None) -> tuple[Array, Array]:
+        shares = rows.share[:, None] * columns.valid + rows.valid[:, None] * columns.share
+        pairs = _exponentials(rows, columns, temperature, own) * shares
+        return product(pairs, columns.z), product(pairs.T, rows.z)
 
-    columns, sums = jax.lax.scan(rows, _zeros_of(valid), (mine.z, mine.valid))
-    return sums, columns.reshape(theirs.valid.shape)
-
-
-def _own_gradient(blocks: _Blocks, temperature: float) -> Array:
-    """W Z over this device's vectors: [blocks, rows, D]."""
-    z = blocks.z
-
-    def diagonal(i: Array) -> Array:
-        apart = 1 - jnp.eye(z.shape[1])
-        return product(_weights(blocks, i, blocks, i, temperature) * apart, z[i])
-
-    def add(result: Array, pair: Array) -> tuple[Array, None]:
-        i, j = pair
-        weights = _weights(blocks, i, blocks, j, temperature)
-        rows, columns = product(weights, z[j]), product(weights.T, z[i])
-        return result.at[i].add(rows).at[j].add(columns), None
-
-    result = jax.lax.map(diagonal, jnp.arange(len(z)))
-    return jax.lax.scan(add, result, _pairs(len(z)))[0]
+    vectors = _Vectors(z, weights, share)
+    start = _zeros_of(z).astype(weights.dtype)
+    return _everybody(vectors, meet, start, block_size, axis_name) / temperature
 
 
-def _gradient_between(mine: _Blocks, theirs: _Blocks, temperature: float) -> tuple[Array, Array]:
-    """What W Z gives mine through theirs, and theirs through mine: [blocks, rows, D] each."""
-    whole = _Blocks(*(x.reshape(1, -1, *x.shape[2:]) for x in theirs))
-
-    def rows(columns: Array, i: Array) -> tuple[Array, Array]:
-        weights = _weights(mine, i, whole, 0, temperature)
-        columns = columns + product(weights.T, mine.z[i])
-        return columns, product(weights, whole.z[0])
-
-    start = _zeros_of(whole.z[0]).astype(_sum_dtype(whole.z))
-    columns, result = jax.lax.scan(rows, start, jnp.arange(len(mine.z)))
-    return result, columns.reshape(theirs.z.shape)
-
-
-def _weights(a: _Blocks, i: Any, b: _Blocks, j: Any, temperature: float) -> Array:
-    """W_ij of rows a[i] and columns b[j]."""
-    exponentials = _exponentials(a.z[i], b.z[j], temperature)
-    shares = a.share[i][:, None] * b.valid[j] + a.valid[i][:, None] * b.share[j]
-    return exponentials * shares
-
-
-def _pairs(count: int) -> Array:
-    """All i < j below count: int32 [pairs, 2]."""
-    return jnp.asarray(np.stack(np.triu_indices(count, 1), axis=-1), jnp.int32)
-
-
-def _half_ring(
-    mine: Array, blocks: _Blocks, between: Callable[..., Any], axis_name: str | None
+def _exponentials(
+    rows: _Vectors, columns: _Vectors, temperature: float, own: Array | None
 ) -> Array:
-    """Has every two devices meet once; adds what each collected as the other's columns.
-
-    Args:
-      mine: what this device has from itself, [blocks, rows, ...].
-      blocks: its vectors, which travel.
-      between: from another's blocks to what its pairs with ours give us, and give it.
-    """
-    if axis_name is None:
-        return mine
-    devices = jax.lax.axis_size(axis_name)
-    send = functools.partial(_send, devices=devices, axis_name=axis_name)
-
-    def step(carry: Any, _: None) -> tuple[Any, None]:
-        mine, travelling = carry
-        theirs, columns = send(travelling, 1)
-        rows, more = between(theirs)
-        return (mine + rows, (theirs, columns + more)), None
-
-    half = (devices - 1) // 2
-    start = mine, (blocks, jnp.zeros_like(mine))
-    (mine, (theirs, columns)), _ = jax.lax.scan(step, start, None, length=half)
-    mine = mine + send(columns, -half)
-    if devices % 2 == 0:  # opposite devices meet twice: each takes its rows
-        mine = mine + between(send(theirs, 1))[0]
-    return mine
+    """exp(s_ij - 1/τ), times the factor of a block's own pairs."""
+    pairs = jnp.exp((product(rows.z, columns.z.T) - 1) / temperature)
+    return pairs if own is None else pairs.at[:, : len(own)].multiply(own)
 
 
-def _send(tree: Any, shift: int, *, devices: int, axis_name: str) -> Any:
-    """Everybody's to the device `shift` further."""
-    route = [(i, (i + shift) % devices) for i in range(devices)]
-    return jax.tree.map(lambda x: jax.lax.ppermute(x, axis_name, route), tree)
-
-
-# Where each row needs a shift of its own.
-
-
-def _row_by_row(z, valid, temperature, block_size, axis_name):  # type: ignore[no-untyped-def]
-    size, blocks = len(z), _Blocks.of(z, block_size, valid)
-
-    def sums_of(theirs: _Blocks, own: bool) -> Array:
-        def rows(i: Array) -> Array:
-            return jax.nn.logsumexp(_similarities(blocks, i, theirs, own, temperature), axis=1)
-
-        return jax.lax.map(rows, jnp.arange(len(blocks.z)))
-
-    def meet(sums: Array, theirs: _Blocks) -> Array:
-        return jnp.logaddexp(sums, sums_of(theirs, own=False))
-
-    sums = _ring(sums_of(blocks, own=True), blocks, meet, axis_name)
-    return sums.reshape(-1)[:size]
-
-
-def _row_by_row_gradient(z, valid, sums, gradient, temperature, block_size, axis_name):  # type: ignore[no-untyped-def]
-    size = len(z)
-    finite = jnp.where(jnp.isfinite(sums), sums, jnp.inf)  # its exponentials are 0
-    blocks = _Blocks.of(z, block_size, valid, finite)
-    slopes = _Blocks.of(z, block_size, valid, gradient).share
-
-    def gradient_of(theirs: Any, own: bool) -> Array:
-        keys, their_slopes = theirs
-
-        def rows(i: Array) -> Array:
-            similarity = _similarities(blocks, i, keys, own, temperature)
-            as_row = jnp.exp(similarity - blocks.share[i][:, None]) * slopes[i][:, None]
-            similarity = _similarities(blocks, i, keys, own, temperature, columns=False)
-            as_column = jnp.exp(similarity - keys.share.reshape(-1)) * their_slopes.reshape(-1)
-            as_column = jnp.where(blocks.valid[i][:, None] > 0, as_column, 0)
-            return product(as_row + as_column, keys.z.reshape(-1, keys.z.shape[-1]))
-
-        return jax.lax.map(rows, jnp.arange(len(blocks.z)))
-
-    def meet(result: Array, theirs: Any) -> Array:
-        return result + gradient_of(theirs, own=False)
-
-    mine = blocks, slopes
-    result = _ring(gradient_of(mine, own=True), mine, meet, axis_name)
-    return result.reshape(-1, z.shape[1])[:size] / temperature
-
-
-def _similarities(
-    blocks: _Blocks, i: Array, theirs: _Blocks, own: bool, temperature: float, columns: bool = True
+def _everybody(
+    vectors: _Vectors, meet: _Meeting, zeros: Array, block_size: int, axis_name: str | None
 ) -> Array:
-    """s_ij of the rows blocks[i]; -inf where j is i or, with `columns`, invalid."""
-    keys = theirs.z.reshape(-1, theirs.z.shape[-1])
-    similarity = product(blocks.z[i], keys.T) / temperature
-    masked = jnp.zeros_like(similarity, bool)
-    if columns:
-        masked |= theirs.valid.reshape(-1) == 0
-    if own:
-        rows = blocks.z.shape[1]
-        masked |= (i * rows + jnp.arange(rows))[:, None] == jnp.arange(len(keys))
-    return jnp.where(masked, -jnp.inf, similarity)
+    """What the vectors get from all pairs, of this device and the others."""
+    mine = _among(vectors, meet, zeros, block_size)
+
+    def others(theirs: _Vectors) -> tuple[Array, Array]:
+        return _between(vectors, theirs, meet, zeros, block_size)
+
+    return rings.half_ring(mine, vectors, others, axis_name)
 
 
-def _ring(mine: Array, theirs: Any, meet: Callable[..., Array], axis_name: str | None) -> Array:
-    """Takes everybody's past every device."""
-    if axis_name is None:
-        return mine
-    devices = jax.lax.axis_size(axis_name)
+def _among(vectors: _Vectors, meet: _Meeting, zeros: Array, block_size: int) -> Array:
+    """What the vectors get from the pairs among themselves."""
+    size = len(vectors.z)
+    group = -(-(_blocks(size, block_size)[0] + 1) // (2 * _STRIPS))
+    count = 2 * _STRIPS * group - 1  # odd: the half that follows a block is the same for all
+    rows, reach = -(-size // count), (group - 1) * -(-size // count)
+    circle = jax.tree.map(lambda x: _wrapped(x, reach), vectors.padded(count * rows))
+    own = (1 - jnp.eye(rows)) / 2  # a block meets itself as rows and as columns
 
-    def step(carry: Any, _: None) -> tuple[Any, None]:
-        mine, theirs = carry
-        theirs = _send(theirs, 1, devices=devices, axis_name=axis_name)
-        return (meet(mine, theirs), theirs), None
+    def step(result: Array, i: Array) -> tuple[Array, None]:
+        block = circle.window(i * rows, rows)
 
-    return jax.lax.scan(step, (mine, theirs), None, length=devices - 1)[0][0]
+        def add(result: Array, strip: Any, own: Array | None = None) -> tuple[Array, None]:
+            start = (i + strip * group) % count * rows
+            to_block, to_strip = meet(block, circle.window(start, group * rows), own)
+            return _added(_added(result, start, to_strip), i * rows, to_block), None
+
+        result, _ = add(result, 0, own)
+        return jax.lax.scan(add, result, jnp.arange(1, _STRIPS))
+
+    length = count * rows
+    result = jnp.pad(zeros, [(0, length + reach - size)] + [(0, 0)] * (zeros.ndim - 1))
+    result = jax.lax.scan(step, result, jnp.arange(count))[0]
+    return result[:length].at[:reach].add(result[length:])[:size]
 
 
-def _log(x: Array) -> Array:
-    return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1)), -jnp.inf)
+def _between(
+    mine: _Vectors, theirs: _Vectors, meet: _Meeting, zeros: Array, block_size: int
+) -> tuple[Array, Array]:
+    """What mine get from the pairs with theirs, and theirs from mine."""
+    size = len(mine.z)
+    count, rows = _blocks(size, block_size)
+    padded = mine.padded(count * rows)
+
+    def step(to_theirs: Array, i: Array) -> tuple[Array, Array]:
+        to_rows, more = meet(padded.window(i * rows, rows), theirs, None)
+        return to_theirs + more, to_rows
+
+    to_theirs, to_mine = jax.lax.scan(step, zeros, jnp.arange(count))
+    return to_mine.reshape(-1, *zeros.shape[1:])[:size], to_theirs
+
+
+def _blocks(size: int, block_size: int) -> tuple[int, int]:
+    """Number of blocks, and rows of each."""
+    count = -(-size // min(block_size, size))
+    return count, -(-size // count)
+
+
+def _wrapped(x: Array, size: int) -> Array:
+    return jnp.concatenate([x, x[:size]])
+
+
+def _added(x: Array, start: Array, part: Array) -> Array:
+    """x[start : start + len(part)] += part"""
+    sums = jax.lax.dynamic_slice_in_dim(x, start, len(part)) + part
+    return jax.lax.dynamic_update_slice_in_dim(x, sums, start, 0)
 
 
 def _zeros_of(x: Array) -> Array:
     """Zeros that differ from device to device where x does, as `shard_map` wants it of carries."""
     return jnp.zeros_like(x) * x
-
-
-def _sum_dtype(x: Array) -> Any:
-    return jnp.promote_types(jnp.float32, x.dtype)
-
-
-def product(a: Array, b: Array) -> Array:
-    """A matrix product in the dtype of b, summed in float32 or more."""
-    return jnp.matmul(a.astype(b.dtype), b, preferred_element_type=_sum_dtype(b))

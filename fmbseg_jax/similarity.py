@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -9,6 +13,17 @@ from jaxtyping import Array, Float
 def similarities(patches: Float[Array, "*s D"], text: Float[Array, "K D"]) -> Float[Array, "*s K"]:
     """Cosine similarity of each patch with each word; both are unit vectors."""
     return patches @ text.T
+
+
+def product(a: Float[Array, "n m"], b: Float[Array, "m k"]) -> Float[Array, "n k"]:
+    """a b in the dtype of b, summed in float32 or more; float32 is not rounded (TF32, bfloat16)."""
+    exact = jax.lax.Precision.HIGHEST if b.dtype == jnp.float32 else None
+    return jnp.matmul(a.astype(b.dtype), b, precision=exact, preferred_element_type=sum_dtype(b))
+
+
+def sum_dtype(x: Array) -> Any:
+    """What numbers like x are summed in."""
+    return jnp.promote_types(jnp.float32, x.dtype)
 
 
 def bilinear(inputs: int, outputs: int) -> np.ndarray:

@@ -18,15 +18,8 @@ os.environ["FMBSEG_CACHE"] = tempfile.mkdtemp(prefix="fmbseg_cache_")
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
-_PURE = [
-    "models.transformer",
-    "models.positions",
-    "models.encoders",
-    "models.aligner",
-    "pairs",
-    "losses",
-]
-_PURE += ["pairs", "losses", "similarity", "sliding", "metrics"]
+_PURE = ["models.transformer", "models.positions", "models.encoders", "models.aligner"]
+_PURE += ["rings", "pairs", "pairs_by_row", "losses", "similarity", "sliding", "metrics"]
 _hook = install_import_hook([f"fmbseg_jax.{name}" for name in _PURE], "beartype.beartype")
 _hook.__enter__()  # for the whole run
 

@@ -11,7 +11,7 @@ LAYERS = [
     "errors config vocabulary workfolder program hub figures data.tfrecord data.example "
     "data.images data.label_maps",
     "models.positions models.transformer models.specs models.tables models.encoders "
-    "models.weights models.aligner pairs losses similarity sliding metrics",
+    "models.weights models.aligner similarity rings pairs_by_row pairs losses sliding metrics",
     "data.pipeline data.benchmarks patches text sharding checkpoint logs",
     "training training_data evaluation segmenter",
     "features segment train evaluate",
