@@ -24,7 +24,7 @@ from fmbseg_jax import evaluation, figures, program, workfolder
 from fmbseg_jax.config import Config
 from fmbseg_jax.data.benchmarks import Folder
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.segmenter import Segmenter
+from fmbseg_jax.segmenter import load
 
 TITLES = {
     "clip_patches": "CLIP's patches alone",
@@ -49,7 +49,7 @@ def evaluate(config: Config, workdir: Path, model: Path) -> dict[str, evaluation
         )
     for name, export in (("aligner", model), ("oracle", workdir / "oracle" / "export")):
         if export.exists() or name == "aligner":
-            segmenter = Segmenter(export, config.eval)
+            segmenter = load(export, config.eval)
             evaluation.segment_folder(segmenter, benchmark, predictions / name, name)
         else:
             shutil.rmtree(predictions / name, ignore_errors=True)  # of an aligner that is no more

@@ -3,13 +3,14 @@
     python train.py --config=configs/toy.py --workdir=work/toy
 
 Reads WORKDIR/features (WORKDIR/pseudo_labels, if train.features is "online"); writes
-WORKDIR/checkpoints, WORKDIR/metrics and, at the end, WORKDIR/export. Run again to continue from the
-last checkpoint, with the same batches as if never stopped.
+WORKDIR/checkpoints, WORKDIR/metrics (train.jsonl, TensorBoard events) and, at the end,
+WORKDIR/export. Run again to continue from the last checkpoint, with the same batches as if never
+stopped. SIGTERM and Ctrl-C save one before they end the program. On several hosts: docs/pods.md.
 """
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import platform
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 import jax
 
 import fmbseg_jax
-from fmbseg_jax import checkpoint, logs, program, sharding, training, workfolder
+from fmbseg_jax import program, sharding, trainer, training, workfolder
+from fmbseg_jax.checkpoint import Export, load_export, read_model, save_export
 from fmbseg_jax.config import Config, flatten, resolve
 from fmbseg_jax.data.example import read_metadata
 from fmbseg_jax.data.pipeline import TrainBatches
@@ -25,7 +27,8 @@ from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import aligner as aligners
 from fmbseg_jax.models import encoders, weights
 from fmbseg_jax.text import text_features
-from fmbseg_jax.training_data import open_cached, open_online
+from fmbseg_jax.training_data import TrainingData, open_cached, open_online
+from fmbseg_jax.validation import Validation
 
 
 def train(config: Config, workdir: Path) -> None:
@@ -36,7 +39,6 @@ def train(config: Config, workdir: Path) -> None:
     text = text_features(config.models.clip)
     check_window(config, data.metadata["vision"]["source"])
     template = data.metadata["config"].get("label.template", config.label.template)
-    prototypes = sharding.replicate(mesh, text(data.metadata["words"], template))
 
     batches = TrainBatches(
         data.count,
@@ -52,53 +54,59 @@ def train(config: Config, workdir: Path) -> None:
         "kind": config.train.aligner, "output": text.width,
         "mlp_ratio": config.train.mlp_ratio, "heads": config.train.heads,
     }  # fmt: skip
+    model = describe(config, data, described, batches.steps)
     objective = training.Objective(
-        aligner=aligners.create(**described),
+        aligner=aligners.create(**described, dtype=config.train.compute),
         encoder=data.encoder.module if data.encoder else None,
         optimizer=training.optimizer(config.train, batches.steps),
         loss=config.train.loss,
         temperature=config.train.temperature,
         text_weight=config.train.text_weight,
         balanced=config.train.balanced,
+        dtype=config.train.compute,
+        patches_per_image=config.train.patches_per_image,
+        images_per_pass=config.train.images_per_pass,
         mesh=mesh if mesh.size > 1 else None,
     )
-    state = sharding.replicate(mesh, training.create_state(objective, config.seed, data.width))
-    frozen = sharding.replicate(mesh, data.encoder.params if data.encoder else {})
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+    state = training.create_state(objective, config.seed, data.width)
+    if config.train.start_from:
+        state = dataclasses.replace(state, params=start_from(config, model, state.params))
     if jax.process_index() == 0:
         workfolder.remember(
             workdir / "checkpoints" / "made_from.json",
-            {"features": data.digest, "clip": weights.content_hash(config.models.clip)},
+            {"features": data.digest, "clip": model["clip"]["hash"]},
             "Delete that folder to train afresh, or give another --workdir.",
             fresh=not any(workdir.glob("checkpoints/[0-9]*")),
         )
-    iterator = iter(batches)
-    state = checkpoints.restore(state, iterator)
-    first = int(state.step)
+    trained = trainer.fit(
+        sharding.replicate(mesh, state),
+        batches,
+        sharding.replicate(mesh, text(data.metadata["words"], template)),
+        sharding.replicate(mesh, data.encoder.params if data.encoder else {}),
+        objective=objective,
+        mesh=mesh,
+        config=config.train,
+        workdir=workdir,
+        validation=Validation(config, model) if config.train.validate_on else None,
+    )
+    if trained and jax.process_index() == 0:
+        model["steps"] = int(trained.step)
+        save_export(workdir / "export", Export(trained.params, model), _card(model))
+        print(f"The aligner is in {workdir / 'export'}")
 
-    with (
-        logs.MetricsLog(workdir / "metrics", first) as log,
-        logs.progress(batches.steps, "train", first, unit="step") as bar,
-    ):
-        for step in range(first + 1, batches.steps + 1):
-            batch = sharding.distribute(mesh, next(iterator))
-            state, metrics = training.train_step(
-                state, batch, prototypes, frozen, objective=objective
+
+def start_from(config: Config, model: dict[str, Any], template: Any) -> Any:
+    """Params of the export `train.start_from`; raises UserError where its encoders are others."""
+    folder = config.train.start_from
+    other = read_model(folder)
+    for name in ("vision", "clip"):
+        if other[name]["hash"] != model[name]["hash"]:
+            raise UserError(
+                f"train.start_from={folder} was trained with the {name} encoder "
+                f"{other[name]['source']} ({other[name]['hash']}); here it is "
+                f"{model[name]['source']} ({model[name]['hash']}). Use the same."
             )
-            bar.update()
-            if step % config.train.log_every == 0 or step == batches.steps:
-                values = {name: float(value) for name, value in metrics.items()}
-                if not math.isfinite(values["loss"]):
-                    raise UserError(
-                        f"The loss is {values['loss']} at step {step}: it diverged. Lower "
-                        f"train.peak_lr, delete {workdir / 'checkpoints'}, and train again."
-                    )
-                log.write(step, values)
-                bar.set_postfix(loss=f"{values['loss']:.3f}", accuracy=f"{values['accuracy']:.3f}")
-            if step % config.train.checkpoint_every == 0 or step == batches.steps:
-                checkpoints.save(step, state, iterator)
-    checkpoints.close()
-    export(config, workdir, state, {"aligner": described, "images": data.count, **data.metadata})
+    return load_export(folder, template)
 
 
 def check_window(config: Config, source: str) -> None:
@@ -115,26 +123,24 @@ def check_window(config: Config, source: str) -> None:
         )
 
 
-def export(config: Config, workdir: Path, state: training.TrainState, made: dict[str, Any]) -> None:
-    """Writes WORKDIR/export, which `fmbseg_jax.load` opens."""
-    clip, vision = resolve(config.models.clip), resolve(made["vision"]["source"])
-    model = {
-        "aligner": made["aligner"],
-        "vision": {"source": vision, "hash": made["vision"]["hash"]},
+def describe(
+    config: Config, data: TrainingData, aligner: dict[str, Any], steps: int
+) -> dict[str, Any]:
+    """What model.json of the export holds."""
+    clip, vision = resolve(config.models.clip), data.metadata["vision"]
+    return {
+        "aligner": aligner,
+        "vision": {"source": resolve(vision["source"]), "hash": vision["hash"]},
         "clip": {"source": clip, "hash": weights.content_hash(clip)},
-        "words": made["words"],
-        "images": made["images"],
-        "steps": int(state.step),
-        "config": flatten(config) | _of_the_data(made["config"]),
+        "words": data.metadata["words"],
+        "images": data.count,
+        "steps": steps,
+        "config": flatten(config) | _of_the_data(data.metadata["config"]),
         "versions": {
             "fmbseg_jax": fmbseg_jax.__version__, "jax": jax.__version__,
             "python": platform.python_version(),
         },
     }  # fmt: skip
-    folder = workdir / "export"
-    if jax.process_index() == 0:
-        checkpoint.save_export(folder, checkpoint.Export(state.params, model), _card(model))
-        print(f"The aligner is in {folder}")
 
 
 def _of_the_data(made: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +174,7 @@ model.json has the whole config.
 
 
 def main() -> None:
-    sharding.start_hosts()
+    sharding.start_hosts(*(flag.value for flag in HOSTS))
     config, workdir = CONFIG.value, workfolder.local(WORKDIR.value)
     online = config.train.features == "online"
     read_metadata(workdir / ("pseudo_labels" if online else "features"))  # no folder is made yet
@@ -184,4 +190,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     CONFIG, WORKDIR = program.define_config()
+    HOSTS = program.define_hosts()
     program.run(main)

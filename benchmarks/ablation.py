@@ -25,7 +25,7 @@ from fmbseg_jax.data import label_maps  # noqa: E402
 from fmbseg_jax.data.benchmarks import Folder  # noqa: E402
 from fmbseg_jax.data.example import decode_pseudo_label  # noqa: E402
 from fmbseg_jax.data.tfrecord import RecordSource, find_shards  # noqa: E402
-from fmbseg_jax.segmenter import Segmenter  # noqa: E402
+from fmbseg_jax.segmenter import load  # noqa: E402
 from toyworld import scenes  # noqa: E402
 from train import train  # noqa: E402
 
@@ -101,7 +101,7 @@ class Seed:
             (workdir / "features").symlink_to((source / "features").resolve())
         if not (workdir / "export").exists():
             train(config, workdir)
-        segmenter = Segmenter(workdir / "export", config.eval)
+        segmenter = load(workdir / "export", config.eval)
         folder = workdir / f"predictions-{self._unseen.root.name}"
         evaluation.segment_folder(segmenter, self._unseen, folder, name)
         return evaluation.score_folder(self._unseen, folder).miou

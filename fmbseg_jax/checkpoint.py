@@ -4,51 +4,180 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from tqdm import tqdm
 
 from fmbseg_jax.data import pipeline
 from fmbseg_jax.errors import UserError
 
 
+class _Quiet(logging.Filter):
+    """Drops what Orbax warns of, and the tracebacks of a failed save: `Checkpoints` tells of it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+
+logging.getLogger("absl").addFilter(_Quiet())
+
+
 class Checkpoints:
-    """The training state and the data iterator's state, under one step."""
+    """The training state and the data iterator's state, under one step.
 
-    def __init__(self, folder: Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
-        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+    The last ones stay, and the one of the highest score. A save that fails, on a full disk for
+    example, is told of loudly and stops nothing: the checkpoints before it are whole.
+    """
 
-    def save(self, step: int, state: Any, batches: pipeline.Iterator) -> None:
+    def __init__(self, folder: Path, keep: int = 2):
+        """Args: folder, which is made; keep: how many of the last stay."""
+        self._folder, self._keep = folder.resolve(), keep
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        policy = ocp.checkpoint_managers
+        options = ocp.CheckpointManagerOptions(
+            create=True,
+            best_fn=_score,  # else scores are forgotten when the folder is opened again
+            preservation_policy=policy.AnyPreservationPolicy(
+                [
+                    policy.preservation_policy.LatestN(self._keep),
+                    policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
+                ]
+            ),
+        )
+        return ocp.CheckpointManager(self._folder, options=options)
+
+    @property
+    def last(self) -> int | None:
+        """Step of the last whole checkpoint; None where there is none."""
+        return self._manager.latest_step()
+
+    @property
+    def best(self) -> int | None:
+        """Step of the checkpoint of the highest score; the last one where none has a score."""
+        return self._manager.best_step() or self.last
+
+    def save(
+        self, step: int, state: Any, batches: pipeline.Iterator, score: float | None = None
+    ) -> None:
         """Saves in the background; a save that a kill cuts short is never restored."""
+        if step == self.last:
+            return
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state), data=pipeline.save_position(batches)
         )
-        if step != self._manager.latest_step():
-            self._manager.save(step, args=arguments)
+        metrics = None if score is None else {"score": score}
+
+        def save() -> None:
+            self._manager.save(step, args=arguments, metrics=metrics, force=True)
+
+        self.wait()  # for the one before
+        if self._failed(save):
+            self._manager = self._open()
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on disk."""
+        if self._failed(self._manager.wait_until_finished):
+            self._manager = self._open()
+
+    def poll(self) -> None:
+        """Tells of a save that has failed in the meantime."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def _failed(self, act: Callable[[], None]) -> bool:
+        try:
+            act()
+        except Exception as error:  # Orbax and tensorstore have many kinds for a disk's refusal
+            self._tell(error)
+            return True
+        return False
+
+    def _tell(self, error: Exception) -> None:
+        if jax.process_index() == 0:
+            for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+        whole = [int(path.name) for path in self._folder.iterdir() if path.name.isdigit()]
+        last = f"The last good one is of step {max(whole)}" if whole else "There is none yet"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        tqdm.write(
+            f"\nERROR: a checkpoint could not be saved in {self._folder}: {reason}\n{last}; the "
+            "training goes on. Make room: the next one is tried as usual.\n",
+            file=sys.stderr,
+        )
 
     def restore(self, state: Any, batches: pipeline.Iterator) -> Any:
         """The last whole checkpoint, with the shapes and shardings of `state`, or `state` itself.
 
         `batches` is moved to where it stood.
+
+        Raises:
+          UserError: the checkpoint is of another architecture; shows the shapes.
         """
-        step = self._manager.latest_step()
+        step = self.last
         if step is None:
             return state
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract),
-            data=pipeline.restore_position(batches),
+            state=self._restore_arguments(step, state), data=pipeline.restore_position(batches)
         )
         return self._manager.restore(step, args=arguments)["state"]
 
+    def restore_best(self, state: Any) -> Any:
+        """The checkpoint of the highest score, with the shapes and shardings of `state`."""
+        step = self.best
+        if step is None:
+            return state
+        arguments = ocp.args.Composite(state=self._restore_arguments(step, state))
+        return self._manager.restore(step, args=arguments)["state"]
+
+    def _restore_arguments(self, step: int, state: Any) -> Any:
+        _check_shapes(
+            self._folder / str(step) / "state", state,
+            "Set the config back to what it was, or delete that folder to train afresh.",
+        )  # fmt: skip
+        return ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state))
+
     def close(self) -> None:
         """Waits for the last save."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
+
+
+def _score(metrics: Any) -> float:
+    return metrics["score"]
+
+
+def _check_shapes(folder: Path, template: Any, advice: str) -> None:
+    """Raises UserError, with both shapes, where saved arrays are not those of `template`."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(folder).item_metadata
+    there, here = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (saved.tree if hasattr(saved, "tree") else saved, template)
+    )
+    differing = [
+        f"{name}: {list(there[name]) if name in there else 'nothing'} there, "
+        f"{list(here[name]) if name in here else 'nothing'} here"
+        for name in sorted(there | here)
+        if there.get(name) != here.get(name)
+    ]
+    if differing:
+        more = f"\n  and {len(differing) - 8} more" if len(differing) > 8 else ""
+        raise UserError(
+            f"{folder} is of another architecture:\n  " + "\n  ".join(differing[:8]) + more
+            + f"\n{advice}"
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +209,18 @@ def load_export(folder: str | Path, template: Any) -> Any:
     """The params of an export, with the structure and shapes of `template`, on one device.
 
     Whatever devices they were trained on: the first one here takes them.
+
+    Raises:
+      UserError: they are of another architecture; shows the shapes.
     """
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     template = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), template
     )
+    params = Path(folder).resolve() / "params"
+    _check_shapes(params, template, "Give the export of an aligner of this config.")
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(Path(folder).resolve() / "params", template)
+        return checkpointer.restore(params, template)
 
 
 def read_model(folder: str | Path) -> dict[str, Any]:

@@ -145,6 +145,12 @@ class Train(_Section):
     features: str = "cached"
     """"cached": patch features that `fmbseg_jax.features` wrote; "online": the frozen encoder runs
     in every step, which needs no disk."""
+    compute: str = "float32"
+    """What the aligner and the loss multiply in: "float32", or "bfloat16", for accelerators.
+    Parameters, sums and the optimizer are float32."""
+    start_from: str = ""
+    """Export of an aligner to start from, on other images and words: the paper's fine-tuning on the
+    target data set. "" starts afresh."""
     loss: str = "tsupcon"
     """"tsupcon", "supcon" or "prototype": Table 2 of the paper."""
     temperature: float = 0.1
@@ -170,12 +176,30 @@ class Train(_Section):
     """Gradients are scaled down to this global norm; 0 leaves them. Ours."""
     batch_size: int = 5
     """Images in a step, over all devices."""
+    images_per_pass: int = 0
+    """Images that a device puts through the aligner at once, 0 for all: memory, not results. The
+    loss and its gradient are those of the whole batch; adding up the gradients of smaller batches
+    would leave out the pairs between them, so there is no such option."""
+    patches_per_image: int = 0
+    """Patches drawn anew from each image in each step for the loss, labelled ones first; 0 takes
+    all. For batches of hundreds of images: the loss takes time quadratic in the patches. Ours."""
     epochs: int = 10
     """Passes over the images."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints that stay: so many of the last, and the best by validation, or else by loss."""
     log_every: int = 20
     """Steps between lines of the log."""
+    validate_on: str = ""
+    """A small annotated folder (images/, labels/, words.txt), or a work folder with pseudo labels,
+    to measure the zero-shot mIoU on while training; "" measures nothing."""
+    validate_every: int = 500
+    """Steps between these measurements."""
+    validate_images: int = 20
+    """How many of its images are looked at, evenly spread."""
+    export: str = "last"
+    """Which aligner is exported: "last", or "best", of the checkpoints."""
 
 
 @dataclasses.dataclass
@@ -222,13 +246,16 @@ _CHOICES = {
     "features.compute": ("float32", "bfloat16"),
     "features.dtype": ("float16", "int8"),
     "train.features": ("cached", "online"),
+    "train.compute": ("float32", "bfloat16"),
+    "train.export": ("last", "best"),
     "train.aligner": ("linear", "mlp", "block"),
     "train.loss": ("tsupcon", "supcon", "prototype"),
     "train.optimizer": ("sgd", "adamw"),
 }
 _ZERO_ALLOWED = {
-    "seed", "train.momentum", "train.warmup", "train.weight_decay",
-    "train.clip_norm", "label.sam.min_area", "label.sam.pred_iou", "label.sam.stability",
+    "seed", "train.images_per_pass", "train.patches_per_image", "train.momentum", "train.warmup",
+    "train.weight_decay", "train.clip_norm", "label.sam.min_area", "label.sam.pred_iou",
+    "label.sam.stability",
 }  # fmt: skip
 _SHARES = {
     "label.sam.pred_iou", "label.sam.stability", "label.sam.nms", "label.sam.min_area",

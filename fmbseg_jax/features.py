@@ -5,8 +5,7 @@
 Reads WORKDIR/pseudo_labels, runs the frozen vision encoder over every image, and writes one shard
 of WORKDIR/features for each shard there. Run again to continue: a shard that is there stays, unless
 the labels or the encoder that it was made from have changed. Batches are split over the devices of
-a host, shards are divided between hosts: start it on each, with JAX_COORDINATOR_ADDRESS,
-JAX_NUM_PROCESSES and JAX_PROCESS_ID set.
+a host, shards are divided between hosts: start it on each (docs/pods.md).
 """
 
 from __future__ import annotations
@@ -198,7 +197,7 @@ def _halves(module: Any, params: Any, pixels: Array) -> Array:
 
 
 def main() -> None:
-    sharding.start_hosts()
+    sharding.start_hosts(*(flag.value for flag in HOSTS))
     config, workdir = CONFIG.value, epath.Path(WORKDIR.value)
     example.read_metadata(workdir / "pseudo_labels")  # a mistyped folder is not made
     with sharding.hold(workdir / "features"):
@@ -211,4 +210,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     CONFIG, WORKDIR = program.define_config()
+    HOSTS = program.define_hosts()
     program.run(main)

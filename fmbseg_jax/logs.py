@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
 import jax
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
@@ -28,7 +29,8 @@ def progress(total: int, description: str, initial: int = 0, unit: str = "image"
 class MetricsLog:
     """Scalars of a training run: `metrics/train.jsonl`, and TensorBoard events beside it.
 
-    Lines of steps after `step`, which a killed run wrote and this one will do again, are dropped.
+    Lines of steps after `step`, which a killed run wrote and this one will do again, are dropped. A
+    full disk stops nothing: lines wait until there is room.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -36,21 +38,53 @@ class MetricsLog:
         if not self._active:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "train.jsonl"
+        self._folder, self._path = folder, folder / "train.jsonl"
         kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= step]
         write_atomically(self._path, "".join(kept).encode())
-        self._events = EventFileWriter(str(folder))
+        self._waiting: list[str] = []
+        self._told = False
+        self._events: EventFileWriter | None = EventFileWriter(str(folder))
+        restart = SessionLog(status=SessionLog.START)  # TensorBoard forgets the steps from here on
+        self._events.add_event(Event(wall_time=time.time(), step=step + 1, session_log=restart))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the scalars of one step."""
         if not self._active:
             return
-        with open(self._path, "a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        self._waiting.append(json.dumps({"step": step, **values}) + "\n")
         summary = Summary(
             value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         )
-        self._events.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        try:
+            self._write_lines()
+            if self._events is None:
+                self._events = EventFileWriter(str(self._folder))
+            self._events.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+            self._events.flush()
+        except OSError as error:
+            self._tell(error)
+
+    def _write_lines(self) -> None:
+        """Appends the lines that wait; what a full disk took of one is taken back."""
+        with open(self._path, "ab") as file:
+            end = file.tell()
+            try:
+                file.write("".join(self._waiting).encode())
+                file.flush()
+            except OSError:
+                file.truncate(end)
+                raise
+        self._waiting.clear()
+
+    def _tell(self, error: OSError) -> None:
+        self._events = None  # its thread has ended; a new file serves the steps to come
+        if not self._told:
+            tqdm.write(
+                f"\nERROR: the log cannot be written to {self._folder}: {error.strerror or error}. "
+                "The training goes on; lines wait until there is room.\n",
+                file=sys.stderr,
+            )
+        self._told = True
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -61,8 +95,51 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._active:
-            self._events.close()
+        if self._active and self._events:
+            try:
+                self._events.close()
+            except OSError as failed:
+                self._tell(failed)
+
+
+class Pace:
+    """How fast the steps go, and how long the device has nothing to do because data are late."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start, self._waited = time.monotonic(), 0.0
+        self._steps = self._images = self._patches = 0
+
+    def waited(self, seconds: float) -> None:
+        """Adds time in which the device had nothing to do."""
+        self._waited += seconds
+
+    def step(self, images: int, patches: int) -> None:
+        """Adds a step."""
+        self._steps += 1
+        self._images += images
+        self._patches += patches
+
+    def take(self) -> dict[str, float]:
+        """Means since the last call: seconds a step, of these waiting for data, and rates.
+
+        Empty where there was no step.
+        """
+        seconds, steps = time.monotonic() - self._start, self._steps
+        values = (
+            {}
+            if not steps
+            else {
+                "step_time": seconds / steps,
+                "data_wait": self._waited / steps,
+                "images_per_second": self._images / seconds,
+                "patches_per_second": self._patches / seconds,
+            }
+        )
+        self._reset()
+        return values
 
 
 def _lines(path: Path) -> list[str]:

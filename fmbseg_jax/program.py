@@ -36,6 +36,20 @@ def define_config() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     return config, workdir
 
 
+def define_hosts() -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder]:
+    """Defines --coordinator, --processes and --process, for programs on several hosts."""
+    return (
+        flags.DEFINE_string(
+            "coordinator",
+            "",
+            "HOST:PORT of process 0, where several hosts work together. On a TPU pod, by SLURM's "
+            "srun or Open MPI's mpirun none of the three flags is needed.",
+        ),
+        flags.DEFINE_integer("processes", 0, "How many processes there are, on all hosts."),
+        flags.DEFINE_integer("process", -1, "Which of them this is, from 0."),
+    )
+
+
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, calls `main`; a UserError or Ctrl-C ends in a message, not a traceback."""
 

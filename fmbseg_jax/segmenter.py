@@ -33,44 +33,49 @@ class Segmenter:
 
     def __init__(
         self,
-        export: str | Path,
+        model: dict[str, Any],
+        params: Any,
         protocol: config_lib.Eval | None = None,
         *,
         vision: str = "",
         clip: str = "",
     ):
-        """Loads an export.
+        """Loads the encoders.
 
         Args:
-          export: the export/ folder of a work folder.
+          model: what an export's model.json holds.
+          params: of the aligner; None leaves `params` to be set.
           protocol: sizes, windows and template; None takes those of the training's config.
           vision, clip: where the encoders are now, a folder or hub id each; "" where they were at
             training. Other weights than those are refused.
 
         Raises:
-          UserError: the folder is no export, an encoder cannot be found or is another one.
+          UserError: an encoder cannot be found or is another one.
         """
-        self.model = checkpoint.read_model(export)
-        self._eval = protocol or _protocol(self.model["config"])
-        vision = _same_weights(self.model, "vision", vision)
+        self.model, self.params = model, params
+        self._eval = protocol or _protocol(model["config"])
+        vision = _same_weights(model, "vision", vision)
         self._vision, self._vision_params = encoders.load_vision(vision)
-        self._text = text_features(_same_weights(self.model, "clip", clip))
+        self._text = text_features(_same_weights(model, "clip", clip))
         patch = self._vision.spec.patch
         if self._eval.window % patch:
             raise UserError(
                 f"eval.window = {self._eval.window} is not a multiple of the encoder's patch of "
                 f"{patch} pixels."
             )
-        self._aligner = aligners.create(**self.model["aligner"])
-        width = self._vision.spec.transformer.width
-        shapes = jax.eval_shape(self._aligner.init, jax.random.key(0), jnp.zeros((1, 4, width)))
-        self._aligner_params = checkpoint.load_export(export, shapes["params"])
+        self._aligner = aligners.create(**model["aligner"])
         self._similarities = jax.jit(self._window_similarities)
+
+    @property
+    def shapes(self) -> Any:
+        """Of `params`, without any array."""
+        some = jnp.zeros((1, 4, self._vision.spec.transformer.width))
+        return jax.eval_shape(self._aligner.init, jax.random.key(0), some)["params"]
 
     @property
     def fingerprint(self) -> str:
         """Differs between any two models whose label maps may differ."""
-        leaves = jax.tree.leaves(self._aligner_params)
+        leaves = jax.tree.leaves(self.params)
         digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves))
         encoders = (self.model["vision"]["hash"], self.model["clip"]["hash"])
         digest.update(repr((self._eval, self.model["aligner"], encoders)).encode())
@@ -113,9 +118,7 @@ class Segmenter:
         )
         windows = layout.windows(resized)
         parts = [
-            self._similarities(
-                self._vision_params, self._aligner_params, windows[i : i + _WINDOWS], text
-            )
+            self._similarities(self._vision_params, self.params, windows[i : i + _WINDOWS], text)
             for i in range(0, len(windows), _WINDOWS)
         ]
         return layout, jnp.concatenate(parts)
@@ -157,6 +160,21 @@ def _same_weights(model: dict[str, Any], name: str, source: str) -> str:
     return source
 
 
-def load(path: str | Path, *, vision: str = "", clip: str = "") -> Segmenter:
-    """Loads the exported aligner at `path`; see `Segmenter`."""
-    return Segmenter(path, vision=vision, clip=clip)
+def load(
+    path: str | Path,
+    protocol: config_lib.Eval | None = None,
+    *,
+    vision: str = "",
+    clip: str = "",
+) -> Segmenter:
+    """Loads the exported aligner at `path`, the export/ folder of a work folder.
+
+    The other arguments are those of `Segmenter`.
+
+    Raises:
+      UserError: the folder is no export, an encoder cannot be found or is another one.
+    """
+    model = checkpoint.read_model(path)
+    segmenter = Segmenter(model, None, protocol, vision=vision, clip=clip)
+    segmenter.params = checkpoint.load_export(path, segmenter.shapes)
+    return segmenter

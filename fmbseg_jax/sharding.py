@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -17,20 +18,46 @@ from fmbseg_jax import workfolder
 from fmbseg_jax.errors import UserError
 
 
-def start_hosts() -> None:
-    """Joins the other hosts where the environment names a coordinator; else does nothing.
+def start_hosts(coordinator: str, processes: int, process: int) -> None:
+    """Joins the other hosts; does nothing where there are none. Before anything else of JAX.
 
-    Set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID on each of them.
+    Args:
+      coordinator: HOST:PORT of process 0; "" takes it from the environment: of a TPU pod, SLURM's
+        srun, Open MPI's mpirun, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+      processes: how many there are; 0 takes it from the environment.
+      process: which of them this is; -1 takes it from the environment.
+
+    Raises:
+      UserError: only some of the three are given, or the others cannot be reached.
     """
-    names = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-    missing = [name for name in names if name not in os.environ]
-    if 0 < len(missing) < len(names):
-        raise UserError(f"To join the other hosts, set {', '.join(missing)} too.")
-    if not missing:
-        jax.distributed.initialize(
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-            process_id=int(os.environ["JAX_PROCESS_ID"]),
-        )
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+    processes = processes or int(os.environ.get("JAX_NUM_PROCESSES", 0))
+    process = process if process >= 0 else int(os.environ.get("JAX_PROCESS_ID", -1))
+    given = {"--coordinator": coordinator, "--processes": processes, "--process": process + 1}
+    missing = [name for name, value in given.items() if not value]
+    if 0 < len(missing) < len(given):
+        raise UserError(f"To join the other hosts, give {', '.join(missing)} too.")
+    try:
+        if not missing:
+            jax.distributed.initialize(coordinator, processes, process)
+        elif _in_cluster():
+            jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"The other hosts cannot be joined: {error}\nGive --coordinator=HOST:PORT, --processes "
+            "and --process on each of them; docs/pods.md shows how."
+        ) from None
+
+
+def _in_cluster() -> bool:
+    """Whether JAX will find out by itself who the other processes are."""
+    environment = os.environ
+    if {"SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"} <= environment.keys():
+        return int(environment.get("SLURM_NTASKS", 1)) > 1
+    if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        return True
+    wanted = environment.get("JAX_PLATFORMS", "tpu")
+    return "tpu" in wanted and importlib.util.find_spec("libtpu") is not None
 
 
 def data_mesh() -> Mesh:
@@ -56,6 +83,13 @@ def hold(folder: epath.PathLike) -> Iterator[None]:
     with workfolder.hold(folder) if first else contextlib.nullcontext():
         wait_for_all(f"{folder} is held")
         yield
+
+
+def same_for_all(value: float) -> float:
+    """Process 0's value, in every process."""
+    if jax.process_count() == 1:
+        return value
+    return float(multihost_utils.broadcast_one_to_all(np.float32(value)))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -29,6 +28,8 @@ class TrainState:
     step: Array
     params: Any
     opt_state: Any
+    key: Array
+    """Of the random numbers: step i draws from it folded with i. uint32 [2]."""
 
 
 class Objective(NamedTuple):
@@ -42,6 +43,12 @@ class Objective(NamedTuple):
     temperature: float
     text_weight: float
     balanced: bool
+    dtype: str = "float32"
+    """What the aligner and the loss multiply in; parameters and sums are float32."""
+    patches_per_image: int = 0
+    """Patches drawn from each image for the loss; 0 takes all."""
+    images_per_pass: int = 0
+    """Images that a device puts through the aligner at once; 0 takes all."""
     mesh: Mesh | None = None
     """Where the batch is split over several devices."""
 
@@ -73,8 +80,9 @@ def optimizer(train: Train, steps: int) -> optax.GradientTransformation:
 
 def create_state(objective: Objective, seed: int, width: int) -> TrainState:
     """A fresh aligner for patches of `width` channels."""
-    params = objective.aligner.init(jax.random.key(seed), jnp.zeros((1, 4, width)))["params"]
-    return TrainState(jnp.zeros((), jnp.int32), params, objective.optimizer.init(params))
+    key = jax.random.PRNGKey(seed)
+    params = jax.jit(objective.aligner.init)(key, jnp.zeros((1, 4, width)))["params"]
+    return TrainState(jnp.zeros((), jnp.int32), params, objective.optimizer.init(params), key)
 
 
 @functools.partial(jax.jit, static_argnames="objective", donate_argnames="state")
@@ -90,49 +98,98 @@ def train_step(
       frozen: params of the encoder; {} where there is none.
 
     Returns:
-      The next state, and scalars: loss, accuracy over labelled patches, gradient norm.
+      The next state, and scalars: loss, accuracy over the labelled patches of the loss, gradient
+      norm, and whether loss, gradient and new parameters are finite.
     """
-    labels = batch["labels"].reshape(-1)
+    loss_of = functools.partial(_loss, objective)
+    if objective.mesh:
+        split, same = PartitionSpec(objective.mesh.axis_names[0]), PartitionSpec()
+        loss_of = jax.shard_map(
+            loss_of,
+            mesh=objective.mesh,
+            in_specs=(same, split, same, same, same),
+            out_specs=(same, same),
+        )
+    key = jax.random.fold_in(state.key, state.step)
+    (loss, accuracy), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+        state.params, batch, text, frozen, key
+    )
+    updates, opt_state = objective.optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    finite = [jnp.all(jnp.isfinite(x)) for x in (loss, *jax.tree.leaves((gradient, params)))]
+    metrics = {
+        "loss": loss,
+        "accuracy": accuracy,
+        "gradient_norm": optax.global_norm(gradient),
+        "finite": jnp.all(jnp.stack(finite)),
+    }
+    return TrainState(state.step + 1, params, opt_state, state.key), metrics
+
+
+def _loss(
+    objective: Objective, params: Any, batch: dict[str, Array], text: Array, frozen: Any, key: Array
+) -> tuple[Array, Array]:
+    """Loss and accuracy over the global batch, from this device's share of it."""
+    axis_name = objective.mesh.axis_names[0] if objective.mesh else None
     if objective.encoder is None:
         patches = batch["patches"].astype(jnp.float32)
     else:
         patches = encode(objective.encoder, frozen, batch["pixels"])
-
-    def loss_of(params: Any) -> tuple[Array, Array]:
-        aligned = objective.aligner.apply({"params": params}, patches)
-        aligned = aligned.reshape(-1, aligned.shape[-1])
-        weight = jnp.asarray(_text_weight(objective, labels, text.shape[0]))
-        return _loss(objective)(aligned, labels, text, weight), aligned
-
-    (loss, aligned), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    updates, opt_state = objective.optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    right = jnp.argmax(similarities(aligned, text), axis=-1) == labels
-    accuracy = jnp.sum(right) / jnp.maximum(jnp.sum(labels != IGNORE), 1)
-    metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": optax.global_norm(gradient)}
-    return TrainState(state.step + 1, params, opt_state), metrics
-
-
-def _loss(objective: Objective) -> Callable[[Array, Array, Array, Array], Array]:
-    """(patches, labels, text, text weight) → the loss of the global batch."""
-    mesh = objective.mesh
-
-    def loss(patches: Array, labels: Array, text: Array, weight: Array) -> Array:
-        return losses.LOSSES[objective.loss](
-            patches, labels, text,
-            temperature=objective.temperature, text_weight=weight,
-            axis_name=mesh.axis_names[0] if mesh else None,
-        )  # fmt: skip
-
-    if mesh is None:
-        return loss
-    split, same = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
-    return jax.shard_map(loss, mesh=mesh, in_specs=(split, split, same, same), out_specs=same)
+    aligned, labels = _aligned(objective, params, patches), batch["labels"]
+    if 0 < objective.patches_per_image < labels.shape[1]:
+        aligned, labels = _draw(aligned, labels, objective.patches_per_image, key, axis_name)
+    aligned = aligned.reshape(-1, aligned.shape[-1]).astype(objective.dtype)
+    labels, words = labels.reshape(-1), text.astype(objective.dtype)
+    loss = losses.LOSSES[objective.loss](
+        aligned, labels, words,
+        temperature=objective.temperature,
+        text_weight=_text_weight(objective, labels, text.shape[0], axis_name),
+        axis_name=axis_name,
+    )  # fmt: skip
+    right = jnp.argmax(similarities(aligned, words), axis=-1) == labels
+    counts = _total(jnp.stack([jnp.sum(right), jnp.sum(labels != IGNORE)]), axis_name)
+    return loss, counts[0] / jnp.maximum(counts[1], 1)
 
 
-def _text_weight(objective: Objective, labels: Array, num_words: int) -> float | Array:
+def _aligned(objective: Objective, params: Any, patches: Array) -> Array:
+    """Unit vectors float32 [b, n, D].
+
+    In passes, each is computed again for the gradient, which is that of the whole batch. (Adding up
+    the gradients of smaller batches would not be: their pairs of patches would be left out.)
+    """
+
+    def one(image: Array) -> Array:
+        return objective.aligner.apply({"params": params}, image[None])[0]
+
+    if not 0 < objective.images_per_pass < len(patches):
+        return objective.aligner.apply({"params": params}, patches)
+    return jax.lax.map(jax.checkpoint(one), patches, batch_size=objective.images_per_pass)
+
+
+def _draw(
+    aligned: Array, labels: Array, count: int, key: Array, axis_name: str | None
+) -> tuple[Array, Array]:
+    """`count` patches of each image, labelled ones first; the same on however many devices."""
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * len(labels)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(len(labels)))
+    lots = jax.vmap(lambda key: jax.random.uniform(key, labels.shape[1:]))(keys)
+    chosen = jax.lax.top_k(jnp.where(labels == IGNORE, -1, lots), count)[1]
+    return (
+        jnp.take_along_axis(aligned, chosen[..., None], axis=1),
+        jnp.take_along_axis(labels, chosen, axis=1),
+    )
+
+
+def _text_weight(
+    objective: Objective, labels: Array, num_words: int, axis_name: str | None
+) -> float | Array:
     """w of equation 1; balanced, times (labelled patches) / (words that have one)."""
     if not objective.balanced or objective.loss != "tsupcon":
         return objective.text_weight
-    counts = jnp.sum(jax.nn.one_hot(labels, num_words), axis=0)
+    counts = _total(jnp.sum(jax.nn.one_hot(labels, num_words), axis=0), axis_name)
     return objective.text_weight * jnp.sum(counts) / jnp.maximum(jnp.sum(counts > 0), 1)
+
+
+def _total(x: Array, axis_name: str | None) -> Array:
+    """The sum over the devices."""
+    return x if axis_name is None else jax.lax.psum(x, axis_name)

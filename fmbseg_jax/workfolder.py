@@ -27,7 +27,8 @@ from fmbseg_jax.errors import UserError
 # Changing these changes speed, memory or where a thing lies, never a result.
 _FREE = {
     "label.device", "label.sam.points_per_batch", "features.batch_size", "features.threads",
-    "train.log_every", "train.checkpoint_every",
+    "train.log_every", "train.checkpoint_every", "train.keep", "train.export",
+    "train.validate_on", "train.validate_every", "train.validate_images",
 }  # fmt: skip
 
 

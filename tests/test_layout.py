@@ -12,8 +12,10 @@ LAYERS = [
     "data.images data.label_maps",
     "models.positions models.transformer models.specs models.tables models.encoders "
     "models.weights models.aligner similarity rings pairs_by_row pairs losses sliding metrics",
-    "data.pipeline data.benchmarks patches text sharding checkpoint logs",
+    "data.pipeline data.benchmarks patches text sharding preemption checkpoint logs",
     "training training_data evaluation segmenter",
+    "validation",
+    "trainer",
     "features segment train evaluate",
 ]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names.split()}

@@ -13,7 +13,7 @@ import fmbseg_jax
 from fmbseg_jax import config
 from fmbseg_jax.data import images
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.segmenter import Segmenter
+from fmbseg_jax.segmenter import load
 
 WORDS = ["sky", "grass", "sail boat", "a word that was never trained"]
 
@@ -108,7 +108,7 @@ def test_wrong_words_are_refused(segmenter):
 
 
 def test_the_protocol_can_be_another(export):
-    other = Segmenter(export, config.Eval(short_side=140, window=140, stride=70))
+    other = load(export, config.Eval(short_side=140, window=140, stride=70))
     assert other.segment(photograph(30, 40), WORDS).shape == (30, 40)
     assert other.fingerprint != fmbseg_jax.load(export).fingerprint
 
@@ -139,4 +139,4 @@ def test_a_window_of_broken_patches_is_refused(export):
     with pytest.raises(
         UserError, match="eval.window = 71 is not a multiple of the encoder's patch"
     ):
-        Segmenter(export, config.Eval(short_side=80, window=71, stride=35))
+        load(export, config.Eval(short_side=80, window=71, stride=35))

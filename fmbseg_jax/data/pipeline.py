@@ -36,7 +36,7 @@ class TrainBatches:
       epochs: passes over the images.
       multiple: batches are filled up to a multiple of it, the number of devices.
       process: (index, count) of this process; each reads its share of every batch.
-      threads: batches read at once; speed, not results.
+      threads: images read at once; speed, not results.
     """
 
     def __init__(
@@ -56,15 +56,29 @@ class TrainBatches:
             raise UserError(
                 f"train.batch_size = {batch_size} is not a multiple of the {processes} processes."
             )
-        self.steps = -(-count * epochs // batch_size)
-        size = -(-batch_size // multiple) * multiple // processes
+        total, share = count * epochs, batch_size // processes
+        self.steps = -(-total // batch_size)
         order = grain.MapDataset.range(count).seed(seed).shuffle().repeat(epochs)
-        batches = order.batch(batch_size, batch_fn=lambda images: images[index::processes])
-        self._options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-        self._dataset = batches.map(lambda images: _filled(read, images, size))
+
+        def example(i: int) -> Example:
+            step, place = divmod(i, share)
+            position = step * batch_size + index * share + place
+            return read(int(order[position])) if position < total else _NOTHING
+
+        size = -(-batch_size // multiple) * multiple // processes
+        self._examples = grain.MapDataset.range(self.steps * share).map(example)
+        self._read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + share)
+        self._share, self._stack = share, lambda examples: _stacked(examples, size, read)
 
     def __iter__(self) -> Iterator:
-        return iter(self._dataset.to_iter_dataset(self._options))
+        examples = self._examples.to_iter_dataset(self._read)
+        batches = examples.batch(self._share, batch_fn=self._stack)
+        # A thread puts the next batch together while the device has this one.
+        return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
+
+
+_NOTHING: Example = {}
+"""In place of an image, after the last one."""
 
 
 def save_position(batches: Iterator) -> Any:
@@ -77,9 +91,9 @@ def restore_position(batches: Iterator) -> Any:
     return grain.checkpoint.CheckpointRestore(batches)
 
 
-def _filled(read: Callable[[int], Example], images: Sequence[int], size: int) -> Example:
-    """The examples of a batch, filled up to `size` with images without a label."""
-    examples = [read(int(i)) for i in images]
+def _stacked(examples: Sequence[Example], size: int, read: Callable[[int], Example]) -> Example:
+    """The examples as one batch, filled up to `size` with images without a label."""
+    examples = [example for example in examples if example]
     like = examples[0] if examples else read(0)
     batch = {name: np.zeros((size, *value.shape), value.dtype) for name, value in like.items()}
     batch["labels"][:] = IGNORE

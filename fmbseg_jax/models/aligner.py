@@ -1,7 +1,7 @@
 """The alignment module: patch features of the frozen encoder → CLIP's text space (section 3.3).
 
 The paper's three (Table 2): a linear layer, an MLP, one transformer block. Each takes [b, n, d] and
-returns unit vectors [b, n, D].
+returns unit vectors float32 [b, n, D]. Parameters are float32, whatever they multiply in.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ class Linear(nn.Module):
     """One linear layer."""
 
     output: int
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, patches: Float[Array, "b n d"]) -> Float[Array, "b n D"]:
-        return unit(nn.Dense(self.output, name="projection")(patches))
+        return unit(transformer.linear(self.output, self.dtype, name="projection")(patches))
 
 
 class Mlp(nn.Module):
@@ -37,11 +38,13 @@ class Mlp(nn.Module):
 
     output: int
     mlp_ratio: int
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, patches: Float[Array, "b n d"]) -> Float[Array, "b n D"]:
-        hidden = nn.Dense(patches.shape[-1] * self.mlp_ratio, name="hidden")(patches)
-        return unit(nn.Dense(self.output, name="projection")(transformer.gelu(hidden)))
+        width = patches.shape[-1] * self.mlp_ratio
+        hidden = transformer.gelu(transformer.linear(width, self.dtype, name="hidden")(patches))
+        return unit(transformer.linear(self.output, self.dtype, name="projection")(hidden))
 
 
 class Block(nn.Module):
@@ -50,6 +53,7 @@ class Block(nn.Module):
     output: int
     mlp_ratio: int
     heads: int
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, patches: Float[Array, "b n d"]) -> Float[Array, "b n D"]:
@@ -59,18 +63,27 @@ class Block(nn.Module):
                 f"train.heads = {self.heads} does not divide the encoder's width of {width}."
             )
         spec = transformer.Spec(
-            width=width, depth=1, heads=self.heads, mlp_width=width * self.mlp_ratio
+            width=width,
+            depth=1,
+            heads=self.heads,
+            mlp_width=width * self.mlp_ratio,
+            dtype=self.dtype,
         )
         x = transformer.Block(spec, name="block")(patches)
         x = transformer.layer_norm(spec, name="norm")(x)
-        return unit(nn.Dense(self.output, name="projection")(x))
+        return unit(transformer.linear(self.output, self.dtype, name="projection")(x))
 
 
-def create(kind: str, *, output: int, mlp_ratio: int, heads: int) -> nn.Module:
-    """The aligner named "linear", "mlp" or "block", of output width `output` = D."""
+def create(
+    kind: str, *, output: int, mlp_ratio: int, heads: int, dtype: str = "float32"
+) -> nn.Module:
+    """The aligner named "linear", "mlp" or "block", of output width `output` = D.
+
+    `dtype`, "float32" or "bfloat16", is what matrices are multiplied in.
+    """
     kinds: dict[str, Any] = {
-        "linear": lambda: Linear(output),
-        "mlp": lambda: Mlp(output, mlp_ratio),
-        "block": lambda: Block(output, mlp_ratio, heads),
+        "linear": lambda: Linear(output, dtype),
+        "mlp": lambda: Mlp(output, mlp_ratio, dtype),
+        "block": lambda: Block(output, mlp_ratio, heads, dtype),
     }
     return kinds[kind]()

@@ -60,12 +60,13 @@ class Spec:
 
 def dense(spec: Spec, width: int = 0, **options: Any) -> nn.Dense:
     """A linear layer of `width` or the spec's; multiplies in its dtype, sums in float32."""
+    return linear(width or spec.width, spec.dtype, **options)
+
+
+def linear(width: int, dtype: str, **options: Any) -> nn.Dense:
+    """A linear layer that multiplies in `dtype` and sums in float32."""
     return nn.Dense(
-        width or spec.width,
-        dtype=spec.dtype,
-        precision=precision(spec.dtype),
-        dot_general=_dot_general,
-        **options,
+        width, dtype=dtype, precision=precision(dtype), dot_general=_dot_general, **options
     )
 
 

@@ -1,0 +1,75 @@
+"""Zero-shot mIoU while training, on a few images of a small set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from fmbseg_jax import metrics
+from fmbseg_jax.config import Config
+from fmbseg_jax.data import images
+from fmbseg_jax.data.benchmarks import Folder
+from fmbseg_jax.data.example import decode_pseudo_label, read_metadata
+from fmbseg_jax.data.tfrecord import RecordSource, find_shards
+from fmbseg_jax.segmenter import Segmenter
+
+
+class Labelled(Protocol):
+    """Images and label maps, by name."""
+
+    @property
+    def words(self) -> Sequence[str]: ...
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def image(self, name: str) -> np.ndarray:
+        """uint8 [H, W, 3]."""
+
+    def labels(self, name: str) -> np.ndarray:
+        """uint16 [H, W], word index or IGNORE."""
+
+
+class PseudoLabels:
+    """WORKDIR/pseudo_labels as `Labelled`; a name is a record's number."""
+
+    def __init__(self, workdir: Path):
+        folder = workdir / "pseudo_labels"
+        self.words: Sequence[str] = read_metadata(folder)["words"]
+        self._records = RecordSource(find_shards(folder))
+        self.names: Sequence[str] = [str(i) for i in range(len(self._records))]
+
+    def image(self, name: str) -> np.ndarray:
+        """uint8 [H, W, 3]."""
+        return images.decode(decode_pseudo_label(self._records[int(name)]).image)
+
+    def labels(self, name: str) -> np.ndarray:
+        """uint16 [H, W], word index or IGNORE."""
+        return decode_pseudo_label(self._records[int(name)]).labels
+
+
+class Validation:
+    """Measures one aligner after another, on one device."""
+
+    def __init__(self, config: Config, model: dict[str, Any]):
+        """Opens `train.validate_on`; `model` is what the export's model.json will hold."""
+        root = Path(config.train.validate_on)
+        labelled = (root / "pseudo_labels").is_dir()
+        self._set: Labelled = PseudoLabels(root) if labelled else Folder.open(root)
+        count = min(config.train.validate_images, len(self._set.names))
+        evenly = np.linspace(0, len(self._set.names) - 1, count).round().astype(int)
+        self._names = [self._set.names[i] for i in evenly]
+        self._segmenter = Segmenter(model, None, config.eval)
+
+    def miou(self, params: Any) -> float:
+        """Mean over the words that are there, in [0, 1]; NaN where no pixel is labelled."""
+        self._segmenter.params = params
+        words = self._set.words
+        confusion = np.zeros((len(words), len(words)), np.int64)
+        for name in self._names:
+            found = self._segmenter.segment(self._set.image(name), words)
+            confusion += metrics.confusion_matrix(found, self._set.labels(name), len(words))
+        return metrics.mean_iou(confusion)

@@ -1,0 +1,193 @@
+"""Runs that stop: killed, told to, by a full disk, by a loss that diverges; and go on elsewhere."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, program, run
+
+from fmbseg_jax import checkpoint
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """An environment in which no run compiles what another has compiled."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "XLA_FLAGS": "",
+    }
+
+
+LONG = (
+    "--config.train.epochs=300", "--config.train.checkpoint_every=10",
+    "--config.train.log_every=10", "--config.train.patches_per_image=20",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def long(with_features, world, compiled, tmp_path_factory):
+    """A run of 600 steps that nothing stopped."""
+    workdir = tmp_path_factory.mktemp("long")
+    command = ["train.py", *world.flags, *LONG]
+    run(*command, f"--workdir={begin(workdir, with_features)}", **compiled)
+    return workdir
+
+
+def begin(workdir, with_features):
+    (workdir / "features").symlink_to(with_features / "features")
+    return workdir
+
+
+def start(*arguments, environment, **options):
+    return subprocess.Popen(
+        program(*arguments), cwd=ROOT, env=os.environ | environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
+    )  # fmt: skip
+
+
+def lines(workdir):
+    path = workdir / "metrics" / "train.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_for(process, workdir, step):
+    """Returns when the run has logged a step."""
+    while process.poll() is None and not any(line["step"] >= step for line in lines(workdir)):
+        time.sleep(0.01)
+    assert process.poll() is None, process.stdout.read()
+
+
+def params(workdir):
+    folder = workdir / "export" / "params"
+    with checkpoint.ocp.StandardCheckpointer() as checkpointer:
+        return jax.device_get(checkpointer.restore(folder))
+
+
+def assert_identical(workdir, other):
+    """To the last bit, and with the same log."""
+    jax.tree.map(np.testing.assert_array_equal, params(workdir), params(other))
+    ours, theirs = (
+        [{name: line[name] for name in ("step", "loss", "accuracy")} for line in lines(folder)]
+        for folder in (workdir, other)
+    )
+    assert ours == theirs
+
+
+def test_twenty_kills_leave_no_trace(long, with_features, world, compiled, tmp_path):
+    begin(tmp_path, with_features)
+    command = ["train.py", *world.flags, *LONG, f"--workdir={tmp_path}"]
+    moments, reached = random.Random(0), []
+    for _ in range(20):
+        process = start(*command, environment=compiled)
+        time.sleep(moments.uniform(1.5, 5))
+        process.send_signal(signal.SIGKILL)
+        output = process.communicate()[0]
+        assert process.returncode in (-signal.SIGKILL, 0), output
+        assert "rror" not in output, output
+        reached.append(len(lines(tmp_path)))
+        if process.returncode == 0:  # it was done: from the start again
+            assert_identical(tmp_path, long)
+            for name in ("checkpoints", "metrics", "export"):
+                shutil.rmtree(tmp_path / name)
+    assert max(reached) > 2
+    run(*command, **compiled)
+    assert_identical(tmp_path, long)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop(number, long, with_features, world, compiled, tmp_path):
+    """It saves the step it is at, says so, and goes on from there: on other devices, too."""
+    begin(tmp_path, with_features)
+    command = ["train.py", *world.flags, *LONG, f"--workdir={tmp_path}"]
+    process = start(*command, environment=compiled)
+    wait_for(process, tmp_path, 20)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == (0 if number == signal.SIGTERM else 130), output
+    step = int(re.search(r"stopped after step (\d+), its checkpoint is saved", output)[1])
+    assert step >= 20
+    assert checkpoint.Checkpoints(tmp_path / "checkpoints").last == step
+    assert not (tmp_path / "export").exists()
+    if number == signal.SIGTERM:
+        run(*command, **compiled)
+        assert_identical(tmp_path, long)
+        return
+    eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    shorter = "--config.train.log_every=100"
+    process = start(*command, shorter, environment=compiled | eight)
+    wait_for(process, tmp_path, 100 * (step // 100) + 100)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0, process.stdout.read()
+    run(*command, **compiled)
+    assert lines(tmp_path)[-1]["loss"] == pytest.approx(lines(long)[-1]["loss"], rel=0.05)
+    assert lines(tmp_path)[-1]["step"] == 600
+
+
+def test_a_loss_that_diverges_stops_the_run(with_features, world, compiled, tmp_path):
+    begin(tmp_path, with_features)
+    wild = ["--config.train.peak_lr=1e30", "--config.train.clip_norm=0"]
+    command = ["train.py", *world.flags, f"--workdir={tmp_path}", *wild]
+    stopped = run(*command, "--config.train.checkpoint_every=1", check=False, **compiled)
+    assert stopped.returncode == 1
+    found = re.search(
+        r"diverged at step (\d+): loss .*, learning rate (\S+)\. (.*)\.", stopped.stdout
+    )
+    step = int(found[1])
+    assert float(found[2]) > 1e28
+    assert f"The last good checkpoint is of step {step - 1}" in found[3]
+    assert checkpoint.Checkpoints(tmp_path / "checkpoints").last == step - 1
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_full_disk_stops_nothing(long, with_features, world, compiled, tmp_path):
+    """Neither checkpoints nor the log: both are told of, and catch up when there is room."""
+    disk, fill = tmp_path / "disk", tmp_path / "disk" / "fill"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk]).returncode:
+        pytest.skip("no permission to mount a tmpfs")
+    process = None
+    try:
+        begin(disk, with_features)
+        process = start("train.py", *world.flags, *LONG, f"--workdir={disk}", environment=compiled)
+        wait_for(process, disk, 100)
+        with pytest.raises(OSError, match="No space left"), fill.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        time.sleep(1)
+        whole = [path.name for path in (disk / "checkpoints").iterdir() if path.name.isdigit()]
+        assert len(whole) >= 2
+        assert process.poll() is None
+        fill.unlink()
+        output = process.communicate(timeout=120)[0]
+        assert process.returncode == 0, output
+        assert "ERROR: a checkpoint could not be saved" in output
+        assert "No space left on device" in output
+        assert re.search(r"The last good one is of step \d+; the training goes on", output)
+        assert "Traceback" not in output
+        assert_identical(disk, long)
+    finally:
+        if process:
+            process.kill()
+            process.wait()
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(with_features, world, compiled, tmp_path):
+    begin(tmp_path, with_features)
+    command = ["train.py", *world.flags, f"--workdir={tmp_path}"]
+    run(*command, **compiled)
+    (tmp_path / "config.json").unlink()  # what would refuse it before
+    other = run(*command, "--config.train.mlp_ratio=2", check=False, **compiled)
+    assert other.returncode == 1
+    assert "is of another architecture" in other.stdout
+    assert "params.hidden.kernel: [48, 192] there, [48, 96] here" in other.stdout
