@@ -114,21 +114,26 @@ class Checkpoints:
             file=sys.stderr,
         )
 
-    def restore(self, state: Any, batches: pipeline.Iterator) -> Any:
-        """The last whole checkpoint, with the shapes and shardings of `state`, or `state` itself.
+    def restore(self, state: Any, batches: pipeline.TrainBatches) -> tuple[Any, pipeline.Iterator]:
+        """The last whole checkpoint, and the batches from there on; else `state`, and all batches.
 
-        `batches` is moved to where it stood.
+        Args:
+          state: gives the shapes and shardings. The checkpoint may come from another number of
+            devices or processes.
 
         Raises:
           UserError: the checkpoint is of another architecture; shows the shapes.
         """
-        step = self.last
+        iterator, step = iter(batches), self.last
         if step is None:
-            return state
-        arguments = ocp.args.Composite(
-            state=self._restore_arguments(step, state), data=pipeline.restore_position(batches)
-        )
-        return self._manager.restore(step, args=arguments)["state"]
+            return state, iterator
+        items = {"state": self._restore_arguments(step, state)}
+        if position := pipeline.restore_position(iterator, self._folder / str(step) / "data"):
+            items["data"] = position
+        else:
+            batches.move(iterator, step)
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return restored["state"], iterator
 
     def restore_best(self, state: Any) -> Any:
         """The checkpoint of the highest score, with the shapes and shardings of `state`."""

@@ -50,15 +50,14 @@ def fit(
         architecture.
       KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
-    iterator = iter(batches)
     rate = training.schedule(config, batches.steps)
     with contextlib.ExitStack() as stack:
         notice = stack.enter_context(preemption.listen())
         checkpoints = stack.enter_context(
             contextlib.closing(Checkpoints(workdir / "checkpoints", config.keep))
         )
+        state, iterator = checkpoints.restore(state, batches)
         stack.callback(iterator.close)  # type: ignore[attr-defined]
-        state = checkpoints.restore(state, iterator)
         first = int(state.step)
         log = stack.enter_context(logs.MetricsLog(workdir / "metrics", first))
         bar = stack.enter_context(logs.progress(batches.steps, "train", first, unit="step"))

@@ -13,6 +13,10 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "network" not in sys.argv and "PYTEST_XDIST_WORKER" not in os.environ:  # not pytest -m network
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What one test or program has compiled, another need not; both pytest workers share it.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="fmbseg_compiled_"))
+os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["FMBSEG_CACHE"] = tempfile.mkdtemp(prefix="fmbseg_cache_")
 
 import pytest  # noqa: E402

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import ROOT, run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fmbseg_jax import checkpoint, config, sharding, training
 from fmbseg_jax.data import example, tfrecord
@@ -68,15 +69,18 @@ def test_processes_share_a_batch(source):
         seen(batches_of(source, seed=0, batch_size=4, epochs=2, process=(i, 2))) for i in (0, 1)
     ]
     for step, images in enumerate(whole):
-        assert sorted(parts[0][step] + parts[1][step]) == sorted(images)
+        assert parts[0][step] + parts[1][step] == images
     assert len(whole[-1]) == 2
     four = [
         list(batches_of(source, seed=0, batch_size=4, epochs=2, process=(i, 4))) for i in range(4)
     ]
     assert {len(batches) for batches in four} == {4}, "also those with no image in the last batch"
     assert {batch["patches"].shape for batches in four for batch in batches} == {(1, 4, 3)}
-    with pytest.raises(UserError, match="not a multiple of the 3 processes"):
-        batches_of(source, seed=0, batch_size=4, epochs=2, process=(0, 3))
+    three = [
+        seen(batches_of(source, seed=0, batch_size=4, epochs=2, multiple=3, process=(i, 3)))
+        for i in range(3)
+    ]
+    assert [sum(parts, []) for parts in zip(*three, strict=True)] == whole
 
 
 def objective(kind="block", mesh=None, **changes):
@@ -158,7 +162,7 @@ def test_passes_change_no_result(passes):
 def test_drawn_patches():
     """So many of each image, labelled ones first, others in each step; all of them is all."""
     batch = batch_of(3)
-    batch["labels"][0, :7] = IGNORE
+    batch["labels"][0] = [IGNORE] * 7 + [1, 2]
     aligned = jnp.arange(27, dtype=jnp.float32).reshape(3, 9, 1)
     draws = []
     for seed in (0, 1):
@@ -269,11 +273,31 @@ def test_a_checkpoint_restores_state_and_batches(source, tmp_path):
     saved.save(4, state, iterator)
     saved.close()
 
-    fresh, again = iter(batches), training.create_state(goal, 1, 8)
+    again = training.create_state(goal, 1, 8)
     (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp").mkdir()  # a save that a kill cut short
-    restored = checkpoint.Checkpoints(tmp_path / "checkpoints").restore(again, fresh)
+    restored, there = checkpoint.Checkpoints(tmp_path / "checkpoints").restore(again, batches)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(restored))
-    assert seen(fresh) == expected[4:]
+    assert seen(there) == expected[4:]
+    moved = iter(batches)
+    batches.move(moved, 4)
+    assert seen(moved) == expected[4:]
+
+
+def test_the_last_checkpoints_and_the_best_stay(source, tmp_path):
+    batches = batches_of(source, seed=3, batch_size=2, epochs=3)
+    iterator, state = iter(batches), {"x": jnp.zeros(2)}
+    saved = checkpoint.Checkpoints(tmp_path / "checkpoints", keep=2)
+    assert saved.last is saved.best is None
+    for step, score in enumerate([0.1, 0.9, None, 0.2, 0.3], 1):
+        saved.save(step, {"x": jnp.full(2, step)}, iterator, score)
+    saved.close()
+    again = checkpoint.Checkpoints(tmp_path / "checkpoints", keep=2)
+    assert (again.last, again.best) == (5, 2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("?")) == ["2", "4", "5"]
+    np.testing.assert_array_equal(again.restore_best(state)["x"], 2)
+    again.save(6, state, iterator, 0.1)
+    again.close()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("?")) == ["2", "5", "6"]
 
 
 def test_the_program_exports_what_it_trained(with_features, world):
@@ -323,3 +347,87 @@ print(len(jax.devices()), kernel.sum(), len(kernel.devices()))
     (tmp_path / "load.py").write_text(code)
     output = run(tmp_path / "load.py", PYTHONPATH=str(ROOT)).stdout
     assert output.splitlines()[-1] == "1 15.0 1"
+
+
+def test_tensorboard_reads_the_log(with_features, world, tmp_path):
+    """Its own reader; steps that a killed run had logged, and a later one does again, come once."""
+    (tmp_path / "features").symlink_to(with_features / "features")
+    command = ["train.py", *world.flags, f"--workdir={tmp_path}", "--config.train.log_every=2"]
+    run(*command)
+    shutil.rmtree(tmp_path / "checkpoints" / "8")
+    shutil.rmtree(tmp_path / "export")
+    run(*command)
+    events = EventAccumulator(str(tmp_path / "metrics")).Reload()
+    names = {
+        "loss", "accuracy", "gradient_norm", "learning_rate", "step_time", "data_wait",
+        "images_per_second", "patches_per_second",
+    }  # fmt: skip
+    assert names <= set(events.Tags()["scalars"])
+    lines = [json.loads(line) for line in (tmp_path / "metrics" / "train.jsonl").open()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    scalars = events.Scalars("loss")
+    assert [scalar.step for scalar in scalars] == [2, 4, 6, 8]
+    assert [scalar.value for scalar in scalars] == pytest.approx([line["loss"] for line in lines])
+    assert lines[0]["learning_rate"] == pytest.approx(0.3)
+    assert lines[-1]["images_per_second"] * lines[-1]["step_time"] == pytest.approx(5)
+
+
+def test_validation_while_training(with_features, world, tmp_path):
+    """Every so many steps, and at the end; what it measures is what evaluate.py would."""
+    from toyworld import scenes
+
+    annotated = scenes.write_folder(tmp_path / "annotated", "test", 3)
+    (tmp_path / "features").symlink_to(with_features / "features")
+    command = ["train.py", *world.flags, f"--workdir={tmp_path}"]
+    given = {"validate_on": annotated, "validate_every": 3, "checkpoint_every": 100, "keep": 1}
+    output = run(
+        *command, *(f"--config.train.{name}={value}" for name, value in given.items()),
+        "--config.train.export=best",
+    ).stdout  # fmt: skip
+    assert "mIoU=" in output
+    lines = [json.loads(line) for line in (tmp_path / "metrics" / "train.jsonl").open()]
+    measured = {line["step"]: line["miou"] for line in lines if "miou" in line}
+    assert list(measured) == [3, 6, 8]
+    best = max(measured, key=measured.get)
+    assert checkpoint.read_model(tmp_path / "export")["steps"] == best
+    assert checkpoint.Checkpoints(tmp_path / "checkpoints").best == best
+    run("evaluate.py", *world.flags, f"--workdir={tmp_path}", f"--config.eval.folder={annotated}")
+    summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
+    confused = [value or 0 for value in summary["aligner"]["iou"].values()]
+    assert np.mean(confused) == pytest.approx(measured[best], abs=0.02)
+
+    shutil.rmtree(tmp_path / "checkpoints")
+    run(*command, f"--config.train.validate_on={with_features}", "--config.train.validate_images=2")
+    lines = [json.loads(line) for line in (tmp_path / "metrics" / "train.jsonl").open()]
+    assert 0 <= lines[-1]["miou"] <= 1
+    refused = run(*command, f"--config.train.validate_on={tmp_path / 'none'}", check=False)
+    assert "is no annotated folder" in refused.stdout
+
+
+def test_fine_tuning_starts_from_an_export(with_features, world, tmp_path):
+    """On other pseudo labels, with other words; what does not fit is refused."""
+    first = tmp_path / "first"
+    first.mkdir()
+    (first / "features").symlink_to(with_features / "features")
+    run("train.py", *world.flags, f"--workdir={first}")
+    other = tmp_path / "other"
+    shutil.copytree(with_features / "features", other / "features")
+    metadata = json.loads((other / "features" / "metadata.json").read_text())
+    metadata["words"] = [f"{word} again" for word in metadata["words"]] + ["moon"]
+    (other / "features" / "metadata.json").write_text(json.dumps(metadata))
+    start = f"--config.train.start_from={first / 'export'}"
+    still = ["--config.train.peak_lr=1e-9", "--config.train.epochs=1"]
+    run("train.py", *world.flags, f"--workdir={other}", start, *still)
+    assert checkpoint.read_model(other / "export")["words"][-1] == "moon"
+    with checkpoint.ocp.StandardCheckpointer() as reader:
+        ours, theirs = (reader.restore(w / "export" / "params") for w in (other, first))
+    assert_same(jax.device_get(ours), jax.device_get(theirs), 1e-7)
+
+    command = ["train.py", *world.flags, f"--workdir={tmp_path / 'refused'}", start]
+    (tmp_path / "refused").mkdir()
+    (tmp_path / "refused" / "features").symlink_to(other / "features")
+    shape = run(*command, "--config.train.mlp_ratio=2", check=False).stdout
+    assert "hidden.kernel: [48, 192] there, [48, 96] here" in shape
+    metadata["vision"]["hash"] = "another"
+    (other / "features" / "metadata.json").write_text(json.dumps(metadata))
+    assert "was trained with the vision encoder" in run(*command, check=False).stdout

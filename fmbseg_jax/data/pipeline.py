@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import grain
+import jax
 import numpy as np
+from etils import epath
 
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
@@ -52,33 +54,29 @@ class TrainBatches:
         threads: int = 16,
     ):
         index, processes = process
-        if batch_size % processes:
-            raise UserError(
-                f"train.batch_size = {batch_size} is not a multiple of the {processes} processes."
-            )
-        total, share = count * epochs, batch_size // processes
+        total, size = count * epochs, -(-batch_size // multiple) * multiple // processes
         self.steps = -(-total // batch_size)
         order = grain.MapDataset.range(count).seed(seed).shuffle().repeat(epochs)
 
         def example(i: int) -> Example:
-            step, place = divmod(i, share)
-            position = step * batch_size + index * share + place
-            return read(int(order[position])) if position < total else _NOTHING
+            step, place = divmod(i, size)
+            place += index * size
+            position = step * batch_size + place
+            return read(int(order[position])) if place < batch_size and position < total else {}
 
-        size = -(-batch_size // multiple) * multiple // processes
-        self._examples = grain.MapDataset.range(self.steps * share).map(example)
-        self._read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + share)
-        self._share, self._stack = share, lambda examples: _stacked(examples, size, read)
+        self._examples = grain.MapDataset.range(self.steps * size).map(example)
+        self._read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + size)
+        self._size, self._stack = size, lambda examples: _stacked(examples, read)
 
     def __iter__(self) -> Iterator:
         examples = self._examples.to_iter_dataset(self._read)
-        batches = examples.batch(self._share, batch_fn=self._stack)
+        batches = examples.batch(self._size, batch_fn=self._stack)
         # A thread puts the next batch together while the device has this one.
         return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
 
-
-_NOTHING: Example = {}
-"""In place of an image, after the last one."""
+    def move(self, batches: Iterator, step: int) -> None:
+        """Moves an iterator to where it stands after `step` steps."""
+        batches.set_state({"next_index": step * self._size})  # type: ignore[attr-defined]
 
 
 def save_position(batches: Iterator) -> Any:
@@ -86,15 +84,19 @@ def save_position(batches: Iterator) -> Any:
     return grain.checkpoint.CheckpointSave(batches)
 
 
-def restore_position(batches: Iterator) -> Any:
-    """An argument for Orbax that moves the iterator to where it stood."""
-    return grain.checkpoint.CheckpointRestore(batches)
+def restore_position(batches: Iterator, folder: epath.Path) -> Any | None:
+    """An argument for Orbax that moves the iterator to where it stood.
+
+    None where `folder`, in which Orbax keeps it, is of another number of processes.
+    """
+    name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+    return grain.checkpoint.CheckpointRestore(batches) if (folder / name).exists() else None
 
 
-def _stacked(examples: Sequence[Example], size: int, read: Callable[[int], Example]) -> Example:
-    """The examples as one batch, filled up to `size` with images without a label."""
-    examples = [example for example in examples if example]
-    like = examples[0] if examples else read(0)
+def _stacked(examples: Sequence[Example], read: Callable[[int], Example]) -> Example:
+    """The examples as one batch; in place of an empty one an image without a label."""
+    like = next((example for example in examples if example), None) or read(0)
+    size = len(examples)
     batch = {name: np.zeros((size, *value.shape), value.dtype) for name, value in like.items()}
     batch["labels"][:] = IGNORE
     for i, example in enumerate(examples):

@@ -1,0 +1,132 @@
+"""Several processes: who joins whom, and that together they train as one."""
+
+import os
+import signal
+import socket
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, program, run
+from test_restarts import begin, lines, params, wait_for
+
+from fmbseg_jax import checkpoint, sharding
+from fmbseg_jax.errors import UserError
+
+TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+FOUR_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+FLAGS = "--config.train.batch_size=6", "--config.train.patches_per_image=20"
+
+
+def start_two(*command):
+    """The same command in two processes that know of each other by flags."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    return [
+        subprocess.Popen(
+            program(*command, f"--coordinator={address}", "--processes=2", f"--process={i}"),
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=os.environ | TWO_DEVICES,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+
+
+def finish(hosts):
+    outputs = [host.communicate(timeout=300)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], "\n".join(outputs)
+    return outputs
+
+
+def test_two_processes_with_two_devices_train_as_one_with_four(with_features, world, tmp_path):
+    folders = [begin(tmp_path / name, with_features) for name in ("two", "one")]
+    command = ["train.py", *world.flags, *FLAGS]
+    outputs = finish(start_two(*command, f"--workdir={folders[0]}"))
+    assert [output.count("The aligner is in") for output in outputs] == [1, 0]
+    assert "step/s" not in outputs[1]
+    run(*command, f"--workdir={folders[1]}", **FOUR_DEVICES)
+    both = [lines(folder) for folder in folders]
+    for ours, theirs in zip(*both, strict=True):
+        assert ours["step"] == theirs["step"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    ours, theirs = map(params, folders)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
+
+
+def test_one_of_two_processes_is_told_to_stop(with_features, world, tmp_path):
+    """Both stop after the same step, with one checkpoint; one process goes on from it."""
+    workdir = begin(tmp_path / "work", with_features)
+    command = ["train.py", *world.flags, *FLAGS, f"--workdir={workdir}"]
+    command += ["--config.train.epochs=3000", "--config.train.checkpoint_every=5000"]
+    hosts = start_two(*command)
+    wait_for(hosts[0], workdir, 5)
+    hosts[1].send_signal(signal.SIGTERM)
+    outputs = finish(hosts)
+    step = checkpoint.Checkpoints(workdir / "checkpoints").last
+    assert f"stopped after step {step}, its checkpoint is saved" in outputs[0]
+    alone = subprocess.Popen(
+        program(*command), cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    wait_for(alone, workdir, step + 20)
+    alone.kill()
+    alone.wait()
+    assert [line["step"] for line in lines(workdir)][: step + 20] == list(range(1, step + 21))
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What jax.distributed is asked for; no cluster in the environment."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "JAX_NUM", "JAX_PROCESS", "JAX_COORD")):
+            monkeypatch.delenv(name)
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given: calls.append(given))
+    return calls
+
+
+SRUN = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags", "expected"),
+    [
+        ({}, ("", 0, -1), []),
+        ({}, ("a:1", 2, 0), [("a:1", 2, 0)]),
+        (
+            {
+                "JAX_COORDINATOR_ADDRESS": "b:1",
+                "JAX_NUM_PROCESSES": "3",
+                "JAX_PROCESS_ID": "2",
+            },
+            ("", 0, -1),
+            [("b:1", 3, 2)],
+        ),
+        (SRUN | {"SLURM_NTASKS": "2"}, ("", 0, -1), [()]),
+        (SRUN | {"SLURM_NTASKS": "1"}, ("", 0, -1), []),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, ("", 0, -1), []),  # sbatch without srun
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, ("", 0, -1), [()]),
+        ({"JAX_PLATFORMS": "tpu"}, ("", 0, -1), [()]),
+    ],
+)
+def test_who_joins_whom(monkeypatch, joined, environment, flags, expected):
+    monkeypatch.setattr(sharding.importlib.util, "find_spec", lambda name: name == "libtpu" or None)
+    for name, value in ({"JAX_PLATFORMS": "cpu"} | environment).items():
+        monkeypatch.setenv(name, value)
+    sharding.start_hosts(*flags)
+    assert joined == expected
+
+
+def test_half_told_hosts_are_refused(monkeypatch, joined):
+    with pytest.raises(UserError, match="give --processes, --process too"):
+        sharding.start_hosts("somewhere:1234", 0, -1)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+
+    def unreachable():
+        raise RuntimeError("DEADLINE_EXCEEDED")
+
+    monkeypatch.setattr(jax.distributed, "initialize", unreachable)
+    with pytest.raises(UserError, match="cannot be joined: DEADLINE_EXCEEDED\n.*docs/pods.md"):
+        sharding.start_hosts("", 0, -1)
