@@ -16,7 +16,6 @@ from conftest import ROOT, program, run
 
 from fmbseg_jax import checkpoint
 
-
 LONG = (
     "--config.train.epochs=300", "--config.train.checkpoint_every=10",
     "--config.train.log_every=10", "--config.train.patches_per_image=20",
