@@ -49,8 +49,10 @@ def naive(z: Any, y: Any, t: Any) -> Any:
     return (text_terms.sum() + image_terms.sum()) / (size + words)
 
 
-def naive_torch(z: torch.Tensor, y: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """The same in PyTorch."""
+def naive_torch(
+    z: torch.Tensor, y: torch.Tensor, t: torch.Tensor, weight: float | torch.Tensor = 1.0
+) -> torch.Tensor:
+    """The same in PyTorch; `weight` is that of the text terms."""
     tau, size, words = TEMPERATURE.value, len(z), len(t)
     similarity = z @ z.T / tau
     others = similarity.masked_fill(torch.eye(size, dtype=torch.bool), -torch.inf).logsumexp(1)
@@ -61,7 +63,7 @@ def naive_torch(z: torch.Tensor, y: torch.Tensor, t: torch.Tensor) -> torch.Tens
     text_terms = ((everything[:, None] - to_text) * member).sum(0) / count
     same = (y[:, None] == y) / count[y][:, None]
     image_terms = others - (same * similarity).sum(1)
-    return (text_terms.sum() + image_terms.sum()) / (size + words)
+    return (weight * text_terms.sum() + image_terms.sum()) / (size + words)
 
 
 def ours(z: Any, y: Any, t: Any) -> Any:

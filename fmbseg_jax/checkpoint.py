@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -68,13 +69,17 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, batches: pipeline.Iterator, score: float | None = None
     ) -> None:
-        """Saves in the background; a save that a kill cuts short is never restored."""
+        """Saves in the background; a save that a kill cuts short is never restored.
+
+        Without a score, or with NaN, it is never the best.
+        """
         if step == self.last:
             return
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), data=pipeline.save_position(batches)
+            state=ocp.args.StandardSave(state),
+            data=ocp.args.JsonSave(batches.get_state()),
         )
-        metrics = None if score is None else {"score": score}
+        metrics = None if score is None or math.isnan(score) else {"score": score}
 
         def save() -> None:
             self._manager.save(step, args=arguments, metrics=metrics, force=True)
@@ -127,12 +132,11 @@ class Checkpoints:
         iterator, step = iter(batches), self.last
         if step is None:
             return state, iterator
-        items = {"state": self._restore_arguments(step, state)}
-        if position := pipeline.restore_position(iterator, self._folder / str(step) / "data"):
-            items["data"] = position
-        else:
-            batches.move(iterator, step)
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        arguments = ocp.args.Composite(
+            state=self._restore_arguments(step, state), data=ocp.args.JsonRestore()
+        )
+        restored = self._manager.restore(step, args=arguments)
+        iterator.set_state(restored["data"])
         return restored["state"], iterator
 
     def restore_best(self, state: Any) -> Any:

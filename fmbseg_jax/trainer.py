@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from jax import Array
 from jax.sharding import Mesh
 
@@ -61,102 +59,110 @@ def fit(
         first = int(state.step)
         log = stack.enter_context(logs.MetricsLog(workdir / "metrics", first))
         bar = stack.enter_context(logs.progress(batches.steps, "train", first, unit="step"))
-        unseen, pace = _Unseen(checkpoints, rate), logs.Pace()
-        running: collections.deque[Array] = collections.deque()
-        losses: list[float] = []  # since the last checkpoint
+        meter, losses = _Meter(config.batch_size), []  # losses since the last checkpoint
         for step in range(first + 1, batches.steps + 1):
-            batch, waited = _next(iterator, running)
-            pace.waited(waited)
-            placed = sharding.distribute(mesh, batch)
-            if len(running) == _IN_FLIGHT:
-                running.popleft().block_until_ready()
-            state, metrics = training.train_step(state, placed, text, frozen, objective=objective)
-            running.append(metrics["loss"])
-            unseen.add(step, metrics)
-            pace.step(config.batch_size, config.batch_size * batch["labels"].shape[1])
+            batch = meter.next(iterator)
+            state, metrics = training.train_step(
+                state, sharding.distribute(mesh, batch), text, frozen, objective=objective
+            )
+            meter.add(step, metrics, patches=batch["labels"].shape[1])
             bar.update()
-            if step == first + 1:  # compilation is not the pace
-                metrics["loss"].block_until_ready()
-                pace.take()
 
             last, stop = step == batches.steps, notice.reached(step)
             measure = validation and (last or step % config.validate_every == 0)
             save = last or stop or measure or step % config.checkpoint_every == 0
             say = last or measure or step % config.log_every == 0
-            if not (say or save):
+            if not (save or say):
                 continue
-            seen = unseen.check()
-            losses += [values["loss"] for values in seen]
-            score = -float(np.mean(losses))
+            seen = meter.take()
+            if bad := next((one for one in seen if not one.finite), None):
+                checkpoints.wait()
+                raise UserError(_diverged(bad, float(rate(bad.step - 1)), checkpoints.last))
+            losses += [one.loss for one in seen]
+            values = seen[-1].scalars | {"learning_rate": float(rate(step - 1))} | meter.pace.take()
+            if validation and measure:
+                values["miou"] = _validate(validation, state.params)
+                meter.pace.take()
             if say:
-                values = {
-                    name: float(value) for name, value in seen[-1].items() if name != "finite"
-                }
-                values |= {"learning_rate": float(rate(step - 1))} | pace.take()
-                if validation and measure:
-                    score = _validate(validation, state.params)
-                    values["miou"] = score
-                    pace.take()
                 log.write(step, values)
                 bar.set_postfix(_shown(values))
             checkpoints.poll()
             if save:
-                comparable = measure or not validation
-                checkpoints.save(
-                    step, state, iterator, score if comparable and math.isfinite(score) else None
-                )
+                score = values.get("miou") if validation else -float(np.mean(losses))
+                checkpoints.save(step, state, iterator, score)
                 losses = []
             if stop and not last:
                 checkpoints.wait()
                 bar.close()
-                _stopped(notice.signal, step, workdir)
+                _stopped(notice.signal, step, checkpoints.last, workdir)
                 return None
         checkpoints.wait()
         return checkpoints.restore_best(state) if config.export == "best" else state
 
 
-class _Unseen:
-    """Metrics of steps that nobody has looked at, so that the device need not be waited for."""
+class _Seen(NamedTuple):
+    """What came out of a step."""
 
-    def __init__(self, checkpoints: Checkpoints, rate: optax.Schedule):
-        self._checkpoints, self._rate = checkpoints, rate
-        self._entries: list[tuple[int, dict[str, Array]]] = []
+    step: int
+    scalars: dict[str, float]
+    finite: bool
 
-    def add(self, step: int, metrics: dict[str, Array]) -> None:
-        self._entries.append((step, metrics))
-
-    def check(self) -> list[dict[str, Any]]:
-        """All of them, on the host; raises UserError at the first that is not finite."""
-        seen = jax.device_get([metrics for _, metrics in self._entries])
-        for (step, _), values in zip(self._entries, seen, strict=True):
-            if not values["finite"]:
-                self._diverged(step, values)
-        self._entries = []
-        return seen
-
-    def _diverged(self, step: int, values: dict[str, Any]) -> None:
-        self._checkpoints.wait()
-        last = self._checkpoints.last
-        good = (
-            f"The last good checkpoint is of step {last}" if last else "There is no checkpoint yet"
-        )
-        raise UserError(
-            f"Training diverged at step {step}: loss {values['loss']}, gradient norm "
-            f"{values['gradient_norm']}, learning rate {float(self._rate(step - 1)):.3g}. {good}. "
-            "Lower train.peak_lr, or give the gradients a train.clip_norm, and train in another "
-            "--workdir or delete the checkpoints/ of this one."
-        )
+    @property
+    def loss(self) -> float:
+        return self.scalars["loss"]
 
 
-def _next(iterator: Any, running: collections.deque[Array]) -> tuple[dict[str, np.ndarray], float]:
-    """The next batch, and for how long the device had nothing to do while it was waited for.
+class _Meter:
+    """Gives the device steps without waiting for it, and later asks what came of them."""
 
-    At most: where it became free during the wait, all of the wait counts.
-    """
-    start = time.monotonic()
-    batch = next(iterator)
-    idle = not running or running[-1].is_ready()  # type: ignore[attr-defined]
-    return batch, (time.monotonic() - start) if idle else 0.0
+    def __init__(self, images: int):
+        self.pace = logs.Pace()
+        self._images = images
+        self._metrics: dict[int, dict[str, Array]] = {}
+        self._running: collections.deque[Array] = collections.deque()
+        self._compiled = False
+
+    def next(self, iterator: Any) -> dict[str, np.ndarray]:
+        """The next batch, once the device has little left to do.
+
+        While the batch is waited for the device may have nothing to do: the whole wait counts as
+        such, if it had nothing to do at its end.
+        """
+        start = time.monotonic()
+        batch = next(iterator)
+        if not self._running or self._running[-1].is_ready():  # type: ignore[attr-defined]
+            self.pace.waited(time.monotonic() - start)
+        if len(self._running) == _IN_FLIGHT:
+            self._running.popleft().block_until_ready()
+        return batch
+
+    def add(self, step: int, metrics: dict[str, Array], patches: int) -> None:
+        """Adds a step, of so many patches in each image."""
+        self._metrics[step] = metrics
+        self._running.append(metrics["loss"])
+        self.pace.step(self._images, self._images * patches)
+        if not self._compiled:  # which is not the pace
+            metrics["loss"].block_until_ready()
+            self.pace.take()
+            self._compiled = True
+
+    def take(self) -> list[_Seen]:
+        """What came of all steps since the last call."""
+        found = []
+        for step, values in jax.device_get(self._metrics).items():
+            finite = bool(values.pop("finite"))
+            found.append(_Seen(step, {name: float(x) for name, x in values.items()}, finite))
+        self._metrics = {}
+        return found
+
+
+def _diverged(bad: _Seen, rate: float, last: int | None) -> str:
+    good = f"The last good checkpoint is of step {last}" if last else "There is no checkpoint yet"
+    return (
+        f"Training diverged at step {bad.step}: loss {bad.loss}, gradient norm "
+        f"{bad.scalars['gradient_norm']}, learning rate {rate:.3g}. {good}. Lower train.peak_lr "
+        "or set train.clip_norm; then delete the checkpoints/ of this --workdir, or give another."
+    )
 
 
 def _validate(validation: Validation, params: Any) -> float:
@@ -173,11 +179,11 @@ def _shown(values: dict[str, float]) -> dict[str, str]:
     return shown
 
 
-def _stopped(signal: str, step: int, workdir: Path) -> None:
+def _stopped(signal: str, step: int, saved: int | None, workdir: Path) -> None:
     """Says so; Ctrl-C ends the program as an interruption does."""
     if jax.process_index() == 0:
         print(
-            f"\n{signal}: stopped after step {step}, its checkpoint is saved in "
+            f"\n{signal}: stopped after step {step}; the checkpoint of step {saved} is saved in "
             f"{workdir / 'checkpoints'}. Run the same command to continue.",
             flush=True,
         )

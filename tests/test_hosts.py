@@ -65,7 +65,7 @@ def test_one_of_two_processes_is_told_to_stop(with_features, world, tmp_path):
     hosts[1].send_signal(signal.SIGTERM)
     outputs = finish(hosts)
     step = checkpoint.Checkpoints(workdir / "checkpoints").last
-    assert f"stopped after step {step}, its checkpoint is saved" in outputs[0]
+    assert f"stopped after step {step}; the checkpoint of step {step} is saved" in outputs[0]
     alone = subprocess.Popen(
         program(*command), cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

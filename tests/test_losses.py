@@ -78,18 +78,18 @@ def test_values_and_gradients(name, tau, weight, block_size):
 
     expected = reference(name, z, y, t, tau, weight)
     slope = numerical_gradient(lambda z: reference(name, z, y, t, tau, weight), z)
-    value, gradient = jax.value_and_grad(ours)(jnp.asarray(z, jnp.float32))
+    value, gradient = jax.jit(jax.value_and_grad(ours))(jnp.asarray(z, jnp.float32))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient, slope, atol=1e-5 * np.abs(slope).max(), rtol=1e-4)
     with jax.enable_x64(True):
-        value, gradient = jax.value_and_grad(ours)(jnp.asarray(z, jnp.float64))
+        value, gradient = jax.jit(jax.value_and_grad(ours))(jnp.asarray(z, jnp.float64))
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(gradient, slope, atol=1e-6 * np.abs(slope).max(), rtol=1e-5)
 
 
 def in_float32(name, y, t):
     y, t = jnp.asarray(y), jnp.asarray(t, jnp.float32)
-    function = jax.value_and_grad(lambda z: losses.LOSSES[name](z, y, t, temperature=0.1))
+    function = jax.jit(jax.value_and_grad(lambda z: losses.LOSSES[name](z, y, t, temperature=0.1)))
     return lambda z: function(jnp.asarray(z, jnp.float32))
 
 

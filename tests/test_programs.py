@@ -86,7 +86,8 @@ def test_training_continues_after_a_kill(done, world, tmp_path):
     expected, ours = (_log(folder) for folder in (done, tmp_path))
     assert [line["step"] for line in ours] == [line["step"] for line in expected]
     for a, b in zip(expected, ours, strict=True):
-        assert a == pytest.approx(b, rel=1e-5)
+        same = "step", "loss", "accuracy", "gradient_norm", "learning_rate"
+        assert [a[name] for name in same] == [b[name] for name in same]
     again = run(*command).stdout  # nothing left to do
     assert "The aligner is in" in again
     assert _log(tmp_path) == ours

@@ -6,18 +6,18 @@ batches as one that was never stopped.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
 
 import grain
-import jax
 import numpy as np
-from etils import epath
 
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
 
-Iterator = grain.DatasetIterator
+Iterator: TypeAlias = grain.DatasetIterator
 
 
 Example = dict[str, np.ndarray]
@@ -57,50 +57,36 @@ class TrainBatches:
         total, size = count * epochs, -(-batch_size // multiple) * multiple // processes
         self.steps = -(-total // batch_size)
         order = grain.MapDataset.range(count).seed(seed).shuffle().repeat(epochs)
+        pool = ThreadPoolExecutor(threads)
 
-        def example(i: int) -> Example:
-            step, place = divmod(i, size)
-            place += index * size
+        def example(step: int, place: int) -> Example | None:
             position = step * batch_size + place
-            return read(int(order[position])) if place < batch_size and position < total else {}
+            return read(int(order[position])) if place < batch_size and position < total else None
 
-        self._examples = grain.MapDataset.range(self.steps * size).map(example)
-        self._read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + size)
-        self._size, self._stack = size, lambda examples: _stacked(examples, read)
+        def batch(step: int) -> Example:
+            places = range(index * size, (index + 1) * size)
+            return _stacked(list(pool.map(functools.partial(example, step), places)), read)
+
+        # One element a step: its state is the same for however many devices and processes.
+        self._batches = grain.MapDataset.range(self.steps).map(batch)
 
     def __iter__(self) -> Iterator:
-        examples = self._examples.to_iter_dataset(self._read)
-        batches = examples.batch(self._size, batch_fn=self._stack)
-        # A thread puts the next batch together while the device has this one.
-        return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
-
-    def move(self, batches: Iterator, step: int) -> None:
-        """Moves an iterator to where it stands after `step` steps."""
-        batches.set_state({"next_index": step * self._size})  # type: ignore[attr-defined]
+        ahead = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
+        return iter(self._batches.to_iter_dataset(ahead))
 
 
-def save_position(batches: Iterator) -> Any:
-    """Where an iterator stands, as an argument for Orbax to save."""
-    return grain.checkpoint.CheckpointSave(batches)
+_AHEAD = 2
+"""Batches that are put together while the device has another."""
 
 
-def restore_position(batches: Iterator, folder: epath.Path) -> Any | None:
-    """An argument for Orbax that moves the iterator to where it stood.
-
-    None where `folder`, in which Orbax keeps it, is of another number of processes.
-    """
-    name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-    return grain.checkpoint.CheckpointRestore(batches) if (folder / name).exists() else None
-
-
-def _stacked(examples: Sequence[Example], read: Callable[[int], Example]) -> Example:
-    """The examples as one batch; in place of an empty one an image without a label."""
+def _stacked(examples: Sequence[Example | None], read: Callable[[int], Example]) -> Example:
+    """The examples as one batch; in place of None an image without a label."""
     like = next((example for example in examples if example), None) or read(0)
     size = len(examples)
     batch = {name: np.zeros((size, *value.shape), value.dtype) for name, value in like.items()}
     batch["labels"][:] = IGNORE
     for i, example in enumerate(examples):
-        for name, value in example.items():
+        for name, value in (example or {}).items():
             if value.shape != like[name].shape:
                 raise UserError(
                     f"The records hold {name} of several shapes, {like[name].shape} and "

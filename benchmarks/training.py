@@ -1,0 +1,145 @@
+"""A training step beside a plain PyTorch loop of the same block and loss.
+
+    python benchmarks/training.py [--images=5] [--compute=float32] [--grow=5,10,20,40,80]
+
+The paper's setting: 5 images of 1,024 patches of DINOv2 L, the transformer block with 16 heads,
+text features of CLIP L (D = 768), K = 171 words, SGD. Features lie in memory as float16, as they
+would come from disk; both read a batch in every step. PyTorch's loop is what one would write first:
+SDPA, the M × M matrix of similarities, everything in float32. Median of steps in turn; --grow shows
+how ours grows with the batch, and with 64 patches drawn from each image.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from absl import app, flags
+from loss import IMAGES, PATCHES, ROUNDS, WIDTH, WORDS, naive_torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from fmbseg_jax import sharding, training  # noqa: E402
+from fmbseg_jax.config import Train  # noqa: E402
+from fmbseg_jax.data.pipeline import Example, TrainBatches  # noqa: E402
+from fmbseg_jax.models import aligner as aligners  # noqa: E402
+
+CHANNELS = flags.DEFINE_integer("channels", 1024, "Channels of a patch.")
+COMPUTE = flags.DEFINE_enum("compute", "float32", ["float32", "bfloat16"], "train.compute of ours.")
+GROW = flags.DEFINE_list("grow", [], "Images in a batch, for the growth of ours.")
+STORED = 40
+
+
+def stored() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Patch features and labels of images, and the words' text features."""
+    random = np.random.default_rng(0)
+    patches = random.normal(size=(STORED, PATCHES.value, CHANNELS.value)).astype(np.float16)
+    labels = random.integers(0, WORDS.value, (STORED, PATCHES.value)).astype(np.int32)
+    text = random.normal(size=(WORDS.value, WIDTH.value)).astype(np.float32)
+    return patches, labels, text / np.linalg.norm(text, axis=1, keepdims=True)
+
+
+def ours(config: Train) -> Iterator[float]:
+    """The loss of each step."""
+    patches, labels, text = stored()
+
+    def read(i: int) -> Example:
+        return {"patches": patches[i], "labels": labels[i]}
+
+    batches = TrainBatches(STORED, read, seed=0, batch_size=config.batch_size, epochs=10_000)
+    objective = training.Objective(
+        aligner=aligners.create(
+            "block", output=WIDTH.value, mlp_ratio=4, heads=16, dtype=config.compute
+        ),
+        encoder=None,
+        optimizer=training.optimizer(config, batches.steps),
+        loss="tsupcon",
+        temperature=config.temperature,
+        text_weight=1.0,
+        balanced=True,
+        dtype=config.compute,
+        patches_per_image=config.patches_per_image,
+    )
+    mesh = sharding.local_mesh()
+    state = training.create_state(objective, 0, CHANNELS.value)
+    for batch in iter(batches):  # type: ignore[attr-defined]
+        placed = sharding.distribute(mesh, batch)
+        state, metrics = training.train_step(state, placed, text, {}, objective=objective)
+        yield float(metrics["loss"])
+
+
+class TorchBlock(torch.nn.Module):
+    """The paper's aligner: one transformer block, then a linear layer."""
+
+    def __init__(self, width: int, output: int, heads: int = 16):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2, self.norm = (torch.nn.LayerNorm(width, 1e-6) for _ in range(3))
+        self.qkv, self.out = torch.nn.Linear(width, 3 * width), torch.nn.Linear(width, width)
+        self.up, self.down = torch.nn.Linear(width, 4 * width), torch.nn.Linear(4 * width, width)
+        self.projection = torch.nn.Linear(width, output)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, d = x.shape
+        qkv = self.qkv(self.norm1(x)).reshape(b, n, 3, self.heads, d // self.heads)
+        mixed = torch.nn.functional.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
+        x = x + self.out(mixed.transpose(1, 2).reshape(b, n, d))
+        x = x + self.down(torch.nn.functional.gelu(self.up(self.norm2(x))))
+        return torch.nn.functional.normalize(self.projection(self.norm(x)), dim=-1)
+
+
+def in_torch(config: Train) -> Iterator[float]:
+    """The loss of each step of the plain loop."""
+    patches, labels, text = stored()
+    random = np.random.default_rng(0)
+    block, words = TorchBlock(CHANNELS.value, WIDTH.value), torch.from_numpy(text)
+    optimizer = torch.optim.SGD(block.parameters(), lr=config.peak_lr, momentum=config.momentum)
+    while True:
+        chosen = random.integers(0, STORED, config.batch_size)
+        x = torch.from_numpy(patches[chosen].astype(np.float32))
+        y = torch.from_numpy(labels[chosen].reshape(-1)).long()
+        weight = len(y) / len(torch.unique(y))
+        optimizer.zero_grad()
+        loss = naive_torch(block(x).flatten(0, 1), y, words, weight)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(block.parameters(), config.clip_norm)
+        optimizer.step()
+        yield loss.item()
+
+
+def timed(step: Callable[[], float]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def main(_: list[str]) -> None:
+    config = Train(batch_size=IMAGES.value, compute=COMPUTE.value)
+    runs = {"ours": ours(config), "PyTorch": in_torch(config)}
+    first = {name: next(run) for name, run in runs.items()}  # compilation
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _round in range(ROUNDS.value):
+        for name, run in runs.items():
+            seconds[name].append(timed(run.__next__))
+    print(
+        f"{IMAGES.value} images of {PATCHES.value} patches, {COMPUTE.value}; first losses {first}"
+    )
+    medians = {name: float(np.median(some)) for name, some in seconds.items()}
+    for name, median in medians.items():
+        print(f"  {name:8} {median:7.2f} s a step, {1 / median:.2f} steps/s")
+    print(f"  PyTorch / ours: {medians['PyTorch'] / medians['ours']:.2f}")
+    for images in map(int, GROW.value):
+        for drawn in (0, 64):
+            growing = Train(batch_size=images, compute=COMPUTE.value, patches_per_image=drawn)
+            run = ours(growing)
+            next(run)
+            median = np.median([timed(run.__next__) for _ in range(2)])
+            print(f"  {images:3} images, {drawn or 'all'} patches of each: {median:7.2f} s a step")
+
+
+if __name__ == "__main__":
+    app.run(main)
