@@ -11,11 +11,15 @@ how ours grows with the batch, and with 64 patches drawn from each image.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from absl import app, flags
@@ -43,6 +47,24 @@ def stored() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return patches, labels, text / np.linalg.norm(text, axis=1, keepdims=True)
 
 
+def objective_of(config: Train, steps: int) -> training.Objective:
+    """The paper's: the block, TSupCon."""
+    return training.Objective(
+        aligner=aligners.create(
+            "block", output=WIDTH.value, mlp_ratio=4, heads=16, dtype=config.compute
+        ),
+        encoder=None,
+        optimizer=training.optimizer(config, steps),
+        loss="tsupcon",
+        temperature=config.temperature,
+        text_weight=1.0,
+        balanced=True,
+        dtype=config.compute,
+        patches_per_image=config.patches_per_image,
+        images_per_pass=config.images_per_pass,
+    )
+
+
 def ours(config: Train) -> Iterator[float]:
     """The loss of each step."""
     patches, labels, text = stored()
@@ -51,25 +73,26 @@ def ours(config: Train) -> Iterator[float]:
         return {"patches": patches[i], "labels": labels[i]}
 
     batches = TrainBatches(STORED, read, seed=0, batch_size=config.batch_size, epochs=10_000)
-    objective = training.Objective(
-        aligner=aligners.create(
-            "block", output=WIDTH.value, mlp_ratio=4, heads=16, dtype=config.compute
-        ),
-        encoder=None,
-        optimizer=training.optimizer(config, batches.steps),
-        loss="tsupcon",
-        temperature=config.temperature,
-        text_weight=1.0,
-        balanced=True,
-        dtype=config.compute,
-        patches_per_image=config.patches_per_image,
-    )
+    objective = objective_of(config, batches.steps)
     mesh = sharding.local_mesh()
     state = training.create_state(objective, 0, CHANNELS.value)
-    for batch in iter(batches):  # type: ignore[attr-defined]
+    for batch in iter(batches):
         placed = sharding.distribute(mesh, batch)
         state, metrics = training.train_step(state, placed, text, {}, objective=objective)
         yield float(metrics["loss"])
+
+
+def memory(config: Train) -> float:
+    """XLA's temporary memory for a step of ours, in GB."""
+    objective, shape = objective_of(config, 100), (config.batch_size, PATCHES.value)
+    state = jax.eval_shape(lambda: training.create_state(objective, 0, CHANNELS.value))
+    batch = {
+        "patches": jax.ShapeDtypeStruct((*shape, CHANNELS.value), jnp.float16),
+        "labels": jax.ShapeDtypeStruct(shape, jnp.int32),
+    }
+    text = jax.ShapeDtypeStruct((WORDS.value, WIDTH.value), jnp.float32)
+    step: Any = training.train_step.lower(state, batch, text, {}, objective=objective).compile()
+    return step.memory_analysis().temp_size_in_bytes / 1e9
 
 
 class TorchBlock(torch.nn.Module):
@@ -132,13 +155,16 @@ def main(_: list[str]) -> None:
     for name, median in medians.items():
         print(f"  {name:8} {median:7.2f} s a step, {1 / median:.2f} steps/s")
     print(f"  PyTorch / ours: {medians['PyTorch'] / medians['ours']:.2f}")
+    variants = {"all": (0, 0), "64 drawn": (64, 0), "in passes": (0, 5)}
     for images in map(int, GROW.value):
-        for drawn in (0, 64):
-            growing = Train(batch_size=images, compute=COMPUTE.value, patches_per_image=drawn)
+        for name, (drawn, passes) in variants.items():
+            growing = dataclasses.replace(
+                config, batch_size=images, patches_per_image=drawn, images_per_pass=passes
+            )
             run = ours(growing)
             next(run)
             median = np.median([timed(run.__next__) for _ in range(2)])
-            print(f"  {images:3} images, {drawn or 'all'} patches of each: {median:7.2f} s a step")
+            print(f"  {images:3} images, {name:9} {median:7.2f} s a step, {memory(growing):.2f} GB")
 
 
 if __name__ == "__main__":
