@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 import fmbseg_jax
 from fmbseg_jax import program, sharding, trainer, training, workfolder
@@ -24,11 +25,13 @@ from fmbseg_jax.config import Config, flatten, resolve
 from fmbseg_jax.data.example import read_metadata
 from fmbseg_jax.data.pipeline import TrainBatches
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.models import aligner as aligners
 from fmbseg_jax.models import encoders, weights
 from fmbseg_jax.text import text_features
 from fmbseg_jax.training_data import TrainingData, open_cached, open_online
 from fmbseg_jax.validation import Validation
+
+CHECKPOINTS = "checkpoints/*[0-9]"
+"""Whole ones; a save that was cut short has another ending."""
 
 
 def train(config: Config, workdir: Path) -> None:
@@ -55,39 +58,33 @@ def train(config: Config, workdir: Path) -> None:
         "mlp_ratio": config.train.mlp_ratio, "heads": config.train.heads,
     }  # fmt: skip
     model = describe(config, data, described, batches.steps)
-    objective = training.Objective(
-        aligner=aligners.create(**described, dtype=config.train.compute),
-        encoder=data.encoder.module if data.encoder else None,
-        optimizer=training.optimizer(config.train, batches.steps),
-        loss=config.train.loss,
-        temperature=config.train.temperature,
-        text_weight=config.train.text_weight,
-        balanced=config.train.balanced,
-        dtype=config.train.compute,
-        patches_per_image=config.train.patches_per_image,
-        images_per_pass=config.train.images_per_pass,
-        mesh=mesh if mesh.size > 1 else None,
-    )
+    objective = training.objective(
+        config.train, described, batches.steps,
+        encoder=data.encoder.module if data.encoder else None, mesh=mesh,
+    )  # fmt: skip
     state = training.create_state(objective, config.seed, data.width)
-    if config.train.start_from:
+    fresh = not workfolder.holds(epath.Path(workdir) / "checkpoints", CHECKPOINTS.split("/")[1])
+    if config.train.start_from and fresh:
         state = dataclasses.replace(state, params=start_from(config, model, state.params))
-    if jax.process_index() == 0:
-        workfolder.remember(
+    sharding.by_the_first(
+        lambda: workfolder.remember(
             workdir / "checkpoints" / "made_from.json",
             {"features": data.digest, "clip": model["clip"]["hash"]},
             "Delete that folder to train afresh, or give another --workdir.",
-            fresh=not any(workdir.glob("checkpoints/[0-9]*")),
+            fresh=fresh,
         )
+    )
+    validate = config.train.validate_on and jax.process_index() == 0
     trained = trainer.fit(
         sharding.replicate(mesh, state),
         batches,
-        sharding.replicate(mesh, text(data.metadata["words"], template)),
+        sharding.replicate(mesh, sharding.same_for_all(text(data.metadata["words"], template))),
         sharding.replicate(mesh, data.encoder.params if data.encoder else {}),
         objective=objective,
         mesh=mesh,
         config=config.train,
         workdir=workdir,
-        validation=Validation(config, model) if config.train.validate_on else None,
+        validation=Validation(config, model) if validate else None,
     )
     if trained and jax.process_index() == 0:
         model["steps"] = int(trained.step)
@@ -106,7 +103,7 @@ def start_from(config: Config, model: dict[str, Any], template: Any) -> Any:
                 f"{other[name]['source']} ({other[name]['hash']}); here it is "
                 f"{model[name]['source']} ({model[name]['hash']}). Use the same."
             )
-    return load_export(folder, template)
+    return jax.device_get(load_export(folder, template))
 
 
 def check_window(config: Config, source: str) -> None:
@@ -182,9 +179,7 @@ def main() -> None:
     if online:
         used += ("models.vision", "features.size", "features.compute")
     with sharding.hold(workdir / "checkpoints"):
-        if jax.process_index() == 0:
-            workfolder.claim(workdir, config, used, "checkpoints/[0-9]*")
-        sharding.wait_for_all("claimed")
+        sharding.by_the_first(lambda: workfolder.claim(workdir, config, used, CHECKPOINTS))
         train(config, workdir)
 
 

@@ -27,7 +27,7 @@ from fmbseg_jax.data.example import decode_pseudo_label  # noqa: E402
 from fmbseg_jax.data.tfrecord import RecordSource, find_shards  # noqa: E402
 from fmbseg_jax.segmenter import load  # noqa: E402
 from toyworld import scenes  # noqa: E402
-from train import train  # noqa: E402
+from train import CHECKPOINTS, train  # noqa: E402
 
 LABELLED, UNSEEN = 160, 60
 
@@ -96,7 +96,7 @@ class Seed:
             setattr(config.train, field, value)
         source = self._truth if truth else self._workdir
         workdir = source / "".join(c if c.isalnum() else "_" for c in name)
-        workfolder.claim(workdir, config, ("seed", "models.clip", "train"), "checkpoints/[0-9]*")
+        workfolder.claim(workdir, config, ("seed", "models.clip", "train"), CHECKPOINTS)
         if not (workdir / "features").exists():
             (workdir / "features").symlink_to((source / "features").resolve())
         if not (workdir / "export").exists():

@@ -22,9 +22,9 @@ from ablation import Seed  # noqa: E402
 
 from fmbseg_jax import program  # noqa: E402
 
-RATES = (0.03, 0.1, 0.3, 1.0)
-TEMPERATURES = (0.03, 0.07, 0.1, 0.2)
-WEIGHTS = (0.3, 1.0, 3.0, 10.0)
+RATES = (0.1, 0.3, 1.0)
+TEMPERATURES = (0.05, 0.1, 0.2)
+WEIGHTS = (0.3, 1.0, 3.0)
 
 
 def sweep(aligner: str, seeds: Sequence[Seed]) -> None:

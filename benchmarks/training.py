@@ -30,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fmbseg_jax import sharding, training  # noqa: E402
 from fmbseg_jax.config import Train  # noqa: E402
 from fmbseg_jax.data.pipeline import Example, TrainBatches  # noqa: E402
-from fmbseg_jax.models import aligner as aligners  # noqa: E402
 
 CHANNELS = flags.DEFINE_integer("channels", 1024, "Channels of a patch.")
 COMPUTE = flags.DEFINE_enum("compute", "float32", ["float32", "bfloat16"], "train.compute of ours.")
@@ -49,20 +48,8 @@ def stored() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def objective_of(config: Train, steps: int) -> training.Objective:
     """The paper's: the block, TSupCon."""
-    return training.Objective(
-        aligner=aligners.create(
-            "block", output=WIDTH.value, mlp_ratio=4, heads=16, dtype=config.compute
-        ),
-        encoder=None,
-        optimizer=training.optimizer(config, steps),
-        loss="tsupcon",
-        temperature=config.temperature,
-        text_weight=1.0,
-        balanced=True,
-        dtype=config.compute,
-        patches_per_image=config.patches_per_image,
-        images_per_pass=config.images_per_pass,
-    )
+    block = {"kind": "block", "output": WIDTH.value, "mlp_ratio": 4, "heads": 16}
+    return training.objective(config, block, steps)
 
 
 def ours(config: Train) -> Iterator[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -16,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
+from fmbseg_jax import sharding
 from fmbseg_jax.data import pipeline
 from fmbseg_jax.errors import UserError
 
@@ -34,37 +36,46 @@ class Checkpoints:
     """The training state and the data iterator's state, under one step.
 
     The last ones stay, and the one of the highest score. A save that fails, on a full disk for
-    example, is told of loudly and stops nothing: the checkpoints before it are whole.
+    example, is told of loudly and stops nothing: the checkpoints before it are whole. With several
+    processes, which save together, it does stop the run.
     """
 
-    def __init__(self, folder: Path, keep: int = 2):
-        """Args: folder, which is made; keep: how many of the last stay."""
-        self._folder, self._keep = folder.resolve(), keep
+    def __init__(self, folder: Path, keep: int = 2, score: str = "loss"):
+        """Opens or makes a folder.
+
+        Args:
+          folder: on a disk that all processes see.
+          keep: how many of the last stay.
+          score: what the scores are; those of another kind are not compared with them.
+        """
+        self._folder, self._keep, self._kind = folder.resolve(), keep, score
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
         policy = ocp.checkpoint_managers
+        best = policy.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
+        last = policy.preservation_policy.LatestN(self._keep)
         options = ocp.CheckpointManagerOptions(
             create=True,
-            best_fn=_score,  # else scores are forgotten when the folder is opened again
-            preservation_policy=policy.AnyPreservationPolicy(
-                [
-                    policy.preservation_policy.LatestN(self._keep),
-                    policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
-                ]
-            ),
+            best_fn=self._score,  # else scores are forgotten when the folder is opened again
+            preservation_policy=policy.AnyPreservationPolicy([last, best]),
         )
         return ocp.CheckpointManager(self._folder, options=options)
 
+    def _score(self, metrics: dict[str, float]) -> float:
+        return metrics.get(self._kind, -math.inf)
+
     @property
     def last(self) -> int | None:
-        """Step of the last whole checkpoint; None where there is none."""
+        """Step of the last checkpoint, whole or being saved; None where there is none."""
         return self._manager.latest_step()
 
     @property
     def best(self) -> int | None:
         """Step of the checkpoint of the highest score; the last one where none has a score."""
-        return self._manager.best_step() or self.last
+        best = self._manager.best_step()
+        scored = best is not None and self._kind in (self._manager.metrics(best) or {})
+        return best if scored else self.last
 
     def save(
         self, step: int, state: Any, batches: pipeline.Iterator, score: float | None = None
@@ -73,51 +84,46 @@ class Checkpoints:
 
         Without a score, or with NaN, it is never the best.
         """
+        self.wait()  # for the one before
         if step == self.last:
             return
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             data=ocp.args.JsonSave(batches.get_state()),
         )
-        metrics = None if score is None or math.isnan(score) else {"score": score}
-
-        def save() -> None:
-            self._manager.save(step, args=arguments, metrics=metrics, force=True)
-
-        self.wait()  # for the one before
-        if self._failed(save):
-            self._manager = self._open()
+        metrics = None if score is None or math.isnan(score) else {self._kind: score}
+        self._try(lambda: self._manager.save(step, args=arguments, metrics=metrics, force=True))
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk."""
-        if self._failed(self._manager.wait_until_finished):
-            self._manager = self._open()
+        self._try(self._manager.wait_until_finished)
 
     def poll(self) -> None:
         """Tells of a save that has failed in the meantime."""
         if not self._manager.is_saving_in_progress():
             self.wait()
 
-    def _failed(self, act: Callable[[], None]) -> bool:
+    def _try(self, act: Callable[[], Any]) -> None:
         try:
             act()
         except Exception as error:  # Orbax and tensorstore have many kinds for a disk's refusal
-            self._tell(error)
-            return True
-        return False
-
-    def _tell(self, error: Exception) -> None:
-        if jax.process_index() == 0:
+            message = self._failure(error)
+            if jax.process_count() > 1:  # the others wait for this one inside Orbax
+                raise UserError(message) from None
+            tqdm.write(f"\nERROR: {message}; the training goes on.\n", file=sys.stderr)
             for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(unfinished, ignore_errors=True)
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            self._manager = self._open()
+
+    def _failure(self, error: Exception) -> str:
         whole = [int(path.name) for path in self._folder.iterdir() if path.name.isdigit()]
         last = f"The last good one is of step {max(whole)}" if whole else "There is none yet"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        tqdm.write(
-            f"\nERROR: a checkpoint could not be saved in {self._folder}: {reason}\n{last}; the "
-            "training goes on. Make room: the next one is tried as usual.\n",
-            file=sys.stderr,
-        )
+        full = "No space left" in reason or "RESOURCE_EXHAUSTED" in reason
+        advice = " Make room." if full else ""
+        return f"a checkpoint could not be saved in {self._folder}: {reason}.{advice}\n{last}"
 
     def restore(self, state: Any, batches: pipeline.TrainBatches) -> tuple[Any, pipeline.Iterator]:
         """The last whole checkpoint, and the batches from there on; else `state`, and all batches.
@@ -127,9 +133,16 @@ class Checkpoints:
             devices or processes.
 
         Raises:
-          UserError: the checkpoint is of another architecture; shows the shapes.
+          UserError: the checkpoint is of another architecture, with both shapes; or the processes
+            do not see the same one.
         """
         iterator, step = iter(batches), self.last
+        seen = sharding.of_all(step or 0)
+        if len(set(seen)) > 1:
+            raise UserError(
+                f"The processes see checkpoints of different steps in {self._folder}: {seen}. The "
+                "work folder has to be on a disk that all of them share."
+            )
         if step is None:
             return state, iterator
         arguments = ocp.args.Composite(
@@ -158,10 +171,6 @@ class Checkpoints:
         """Waits for the last save."""
         self.wait()
         self._manager.close()
-
-
-def _score(metrics: Any) -> float:
-    return metrics["score"]
 
 
 def _check_shapes(folder: Path, template: Any, advice: str) -> None:

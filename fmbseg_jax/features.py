@@ -14,6 +14,7 @@ import collections
 import functools
 import itertools
 import json
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -200,11 +201,12 @@ def main() -> None:
     sharding.start_hosts(*(flag.value for flag in HOSTS))
     config, workdir = CONFIG.value, epath.Path(WORKDIR.value)
     example.read_metadata(workdir / "pseudo_labels")  # a mistyped folder is not made
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with several hosts JAX takes it for itself
+    used = "models.vision", "features"
     with sharding.hold(workdir / "features"):
-        if jax.process_index() == 0:
-            used = "models.vision", "features"
-            workfolder.claim(workdir, config, used, "features/*.tfrecord-*")
-        sharding.wait_for_all("claimed")
+        sharding.by_the_first(
+            lambda: workfolder.claim(workdir, config, used, "features/*.tfrecord-*")
+        )
         write_features(config, workdir)
 
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from fmbseg_jax import pairs
+from fmbseg_jax.rings import total
 from fmbseg_jax.similarity import product
 from fmbseg_jax.vocabulary import IGNORE
 
@@ -58,7 +59,7 @@ def tsupcon(
     text_terms = _prototype_terms(patches, labels, text, others, temperature, axis_name)
     ones = jnp.ones_like(others)
     image_terms = _image_terms(patches, labels, text.shape[0], others, ones, temperature, axis_name)
-    count = _total(jnp.sum(valid), axis_name) + text.shape[0]
+    count = total(jnp.sum(valid), axis_name) + text.shape[0]
     return (text_weight * jnp.sum(text_terms) + image_terms) / count
 
 
@@ -94,7 +95,7 @@ def supcon(
     as for `tsupcon`.
     """
     num_words = text.shape[0]
-    count = _total(jnp.sum(labels != IGNORE), axis_name)
+    count = total(jnp.sum(labels != IGNORE), axis_name)
     # The words are examples once: on the first device, and where there is a patch to compare with.
     first = True if axis_name is None else jax.lax.axis_index(axis_name) == 0
     here = (count > 0) & first
@@ -109,11 +110,6 @@ def supcon(
 LOSSES = {"tsupcon": tsupcon, "prototype": prototype, "supcon": supcon}
 
 
-def _total(x: Array, axis_name: str | None) -> Array:
-    """The sum over the devices."""
-    return x if axis_name is None else jax.lax.psum(x, axis_name)
-
-
 def _prototype_terms(
     patches: Float[Array, "M D"],
     labels: Int[Array, " M"],
@@ -126,9 +122,9 @@ def _prototype_terms(
     member = jax.nn.one_hot(labels, text.shape[0])  # IGNORE is out of range: a row of zeros
     similarity = product(patches, text.T) / temperature
     everything = jnp.logaddexp(jax.nn.logsumexp(similarity, axis=1), others)
-    total = jnp.sum(member * (everything[:, None] - similarity), axis=0)
+    terms = jnp.sum(member * (everything[:, None] - similarity), axis=0)
     count = jnp.sum(member, axis=0)
-    return _total(total, axis_name) / jnp.maximum(_total(count, axis_name), 1)
+    return total(terms, axis_name) / jnp.maximum(total(count, axis_name), 1)
 
 
 def _image_terms(
@@ -145,11 +141,11 @@ def _image_terms(
     ℓ_im is 0 for a patch labelled IGNORE, or alone in the batch.
     """
     member = jax.nn.one_hot(labels, num_words)
-    count = jnp.maximum(_total(jnp.sum(member, axis=0), axis_name), 1)
-    means = _total(product(member.T, patches), axis_name) / count[:, None]
+    count = jnp.maximum(total(jnp.sum(member, axis=0), axis_name), 1)
+    means = total(product(member.T, patches), axis_name) / count[:, None]
     weights = jnp.where(jnp.any(member > 0, axis=1) & jnp.isfinite(others), weights, 0)
     # Σ_i w_i z_i · mean_{y_i}, word by word: no vector for each patch.
     sums = product((member * weights[:, None]).T, patches)
     # The `where` keeps an empty log-sum-exp, -inf, out of the gradient.
     everything = jnp.sum(weights * jnp.where(weights > 0, others, 0))
-    return _total(everything - jnp.sum(sums * means) / temperature, axis_name)
+    return total(everything - jnp.sum(sums * means) / temperature, axis_name)

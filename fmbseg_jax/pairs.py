@@ -187,7 +187,7 @@ def _between(
 
 def _blocks(size: int, block_size: int) -> tuple[int, int]:
     """Number of blocks, and rows of each."""
-    count = -(-size // min(block_size, size))
+    count = max(1, -(-size // block_size))
     return count, -(-size // count)
 
 

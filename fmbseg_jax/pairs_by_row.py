@@ -29,7 +29,7 @@ class _Blocks(NamedTuple):
 
     @classmethod
     def of(cls, z: Array, valid: Array, block_size: int, *more: Array) -> _Blocks:
-        count = -(-len(z) // min(block_size, len(z)))
+        count = max(1, -(-len(z) // block_size))
         rows = -(-len(z) // count)
 
         def split(x: Array) -> Array:

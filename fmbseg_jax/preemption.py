@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
@@ -37,11 +38,15 @@ def listen() -> Iterator[Notice]:
     """
     notice = Notice()
 
+    alone = jax.process_count() == 1
+
     def heard(number: int, _: FrameType | None) -> None:
         notice.signal = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not alone:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+    numbers = (signal.SIGTERM, signal.SIGINT) if alone else (signal.SIGINT,)
     before = {number: signal.signal(number, heard) for number in numbers}
     try:
         yield notice

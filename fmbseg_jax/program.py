@@ -107,11 +107,21 @@ def _try_config(arguments: list[str]) -> None:
             ) from None
 
 
+_NO_ACCUMULATION = (
+    "Gradients are not accumulated over smaller batches: the loss compares every patch with every "
+    "other of its batch, and the pairs between the smaller ones would be missing. To save memory "
+    "set --config.train.images_per_pass, which leaves loss and gradient exactly as they are, or "
+    "--config.train.patches_per_image."
+)
+
+
 def _unknown_field(arguments: list[str]) -> str | None:
     known: dict[str, Any] = config_lib.flatten(config_lib.Config())
     for argument in arguments:
         match = re.match(r"--?config\.([\w.]+)", argument)
         if match and match[1] not in known:
+            if "accum" in match[1]:
+                return _NO_ACCUMULATION
             near = difflib.get_close_matches(match[1], known, 1)
             hint = f" Did you mean --config.{near[0]}?" if near else ""
             return f"The config has no field {match[1]!r}.{hint} fmbseg_jax/config.py lists them."

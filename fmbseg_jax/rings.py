@@ -69,6 +69,11 @@ def half_ring(
     return mine
 
 
+def total(x: Array, axis_name: str | None) -> Array:
+    """The sum over the devices."""
+    return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+
 def _send(tree: Any, shift: int, *, axis_name: str) -> Any:
     """Everybody's to the device `shift` further."""
     devices = jax.lax.axis_size(axis_name)

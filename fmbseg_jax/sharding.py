@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -56,8 +57,12 @@ def _in_cluster() -> bool:
         return int(environment.get("SLURM_NTASKS", 1)) > 1
     if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         return True
-    wanted = environment.get("JAX_PLATFORMS", "tpu")
-    return "tpu" in wanted and importlib.util.find_spec("libtpu") is not None
+    wanted = environment.get("JAX_PLATFORMS") or "tpu"
+    return "tpu" in wanted and importlib.util.find_spec("libtpu") is not None and _has_tpu()
+
+
+def _has_tpu() -> bool:
+    return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
 
 
 def data_mesh() -> Mesh:
@@ -79,17 +84,33 @@ def wait_for_all(name: str) -> None:
 @contextlib.contextmanager
 def hold(folder: epath.PathLike) -> Iterator[None]:
     """`workfolder.hold`, by one process for all of them."""
-    first = jax.process_index() == 0
-    with workfolder.hold(folder) if first else contextlib.nullcontext():
-        wait_for_all(f"{folder} is held")
+    with contextlib.ExitStack() as stack:
+        by_the_first(lambda: stack.enter_context(workfolder.hold(folder)))
         yield
 
 
-def same_for_all(value: float) -> float:
-    """Process 0's value, in every process."""
+def same_for_all(value: Any) -> Any:
+    """Process 0's array or number, in every process."""
+    return value if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(value)
+
+
+def of_all(number: int) -> list[int]:
+    """What each process gives."""
     if jax.process_count() == 1:
-        return value
-    return float(multihost_utils.broadcast_one_to_all(np.float32(value)))
+        return [number]
+    return [int(x) for x in multihost_utils.process_allgather(np.int32(number))]
+
+
+def by_the_first(act: Callable[[], Any]) -> None:
+    """Process 0 does it; where that raises UserError, all processes do."""
+    failed: UserError | None = None
+    if jax.process_index() == 0:
+        try:
+            act()
+        except UserError as error:
+            failed = error
+    if same_for_all(np.int32(failed is not None)):
+        raise failed or UserError("Process 0 has stopped; its output says why.")
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:

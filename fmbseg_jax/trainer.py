@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ def fit(
 
     Args:
       text, frozen: as for `training.train_step`, on all devices of the mesh.
+      validation: on `train.validate_on`, for process 0; the others have none.
 
     Returns:
       The state to export; None where a signal stopped it, after a checkpoint.
@@ -48,18 +50,19 @@ def fit(
         architecture.
       KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
-    rate = training.schedule(config, batches.steps)
     with contextlib.ExitStack() as stack:
         notice = stack.enter_context(preemption.listen())
-        checkpoints = stack.enter_context(
-            contextlib.closing(Checkpoints(workdir / "checkpoints", config.keep))
-        )
+        score = "miou" if config.validate_on else "loss"
+        checkpoints = Checkpoints(workdir / "checkpoints", config.keep, score)
+        stack.enter_context(contextlib.closing(checkpoints))
         state, iterator = checkpoints.restore(state, batches)
-        stack.callback(iterator.close)  # type: ignore[attr-defined]
+        stack.callback(iterator.close)
         first = int(state.step)
         log = stack.enter_context(logs.MetricsLog(workdir / "metrics", first))
         bar = stack.enter_context(logs.progress(batches.steps, "train", first, unit="step"))
-        meter, losses = _Meter(config.batch_size), []  # losses since the last checkpoint
+        if first:
+            bar.write(f"Continuing from the checkpoint of step {first}.")
+        meter, losses = _Meter(config, batches.steps), []  # losses since the last checkpoint
         for step in range(first + 1, batches.steps + 1):
             batch = meter.next(iterator)
             state, metrics = training.train_step(
@@ -68,30 +71,25 @@ def fit(
             meter.add(step, metrics, patches=batch["labels"].shape[1])
             bar.update()
 
-            last, stop = step == batches.steps, notice.reached(step)
-            measure = validation and (last or step % config.validate_every == 0)
-            save = last or stop or measure or step % config.checkpoint_every == 0
-            say = last or measure or step % config.log_every == 0
-            if not (save or say):
+            due = _due(config, step, batches.steps, stop=notice.reached(step))
+            if not (due.save or due.say):
                 continue
-            seen = meter.take()
-            if bad := next((one for one in seen if not one.finite), None):
-                checkpoints.wait()
-                raise UserError(_diverged(bad, float(rate(bad.step - 1)), checkpoints.last))
-            losses += [one.loss for one in seen]
-            values = seen[-1].scalars | {"learning_rate": float(rate(step - 1))} | meter.pace.take()
-            if validation and measure:
-                values["miou"] = _validate(validation, state.params)
+            values = meter.take(checkpoints)
+            losses += [one["loss"] for one in values]
+            scalars, value = values[-1], -float(np.mean(losses))
+            if due.say:
+                scalars |= meter.pace.take()
+            if due.measure:
+                scalars["miou"] = value = _validate(validation, state.params)
                 meter.pace.take()
-            if say:
-                log.write(step, values)
-                bar.set_postfix(_shown(values))
+            if due.say:
+                log.write(step, {k: v for k, v in scalars.items() if not math.isnan(v)})
+                bar.set_postfix(_shown(scalars))
             checkpoints.poll()
-            if save:
-                score = values.get("miou") if validation else -float(np.mean(losses))
-                checkpoints.save(step, state, iterator, score)
+            if due.save:
+                checkpoints.save(step, state, iterator, value if due.score else None)
                 losses = []
-            if stop and not last:
+            if due.stop:
                 checkpoints.wait()
                 bar.close()
                 _stopped(notice.signal, step, checkpoints.last, workdir)
@@ -100,24 +98,39 @@ def fit(
         return checkpoints.restore_best(state) if config.export == "best" else state
 
 
-class _Seen(NamedTuple):
-    """What came out of a step."""
+class _Due(NamedTuple):
+    """What has to be done after a step."""
 
-    step: int
-    scalars: dict[str, float]
-    finite: bool
+    say: bool
+    measure: bool
+    save: bool
+    score: bool
+    """Whether the checkpoint is to be compared with others."""
+    stop: bool
 
-    @property
-    def loss(self) -> float:
-        return self.scalars["loss"]
+
+def _due(config: Train, step: int, steps: int, *, stop: bool) -> _Due:
+    """A stop is for a checkpoint alone: there may be seconds left."""
+    last = step == steps
+    stop = stop and not last
+    watched = bool(config.validate_on)
+    measure = watched and not stop and (last or step % config.validate_every == 0)
+    regular = last or step % config.checkpoint_every == 0
+    return _Due(
+        say=last or measure or step % config.log_every == 0,
+        measure=measure,
+        save=stop or measure or regular,
+        score=measure or (regular and not watched),
+        stop=stop,
+    )
 
 
 class _Meter:
     """Gives the device steps without waiting for it, and later asks what came of them."""
 
-    def __init__(self, images: int):
+    def __init__(self, config: Train, steps: int):
         self.pace = logs.Pace()
-        self._images = images
+        self._images, self._rate = config.batch_size, training.schedule(config, steps)
         self._metrics: dict[int, dict[str, Array]] = {}
         self._running: collections.deque[Array] = collections.deque()
         self._compiled = False
@@ -146,28 +159,34 @@ class _Meter:
             self.pace.take()
             self._compiled = True
 
-    def take(self) -> list[_Seen]:
-        """What came of all steps since the last call."""
+    def take(self, checkpoints: Checkpoints) -> list[dict[str, float]]:
+        """What came of each step since the last call; raises UserError where one diverged."""
         found = []
-        for step, values in jax.device_get(self._metrics).items():
-            finite = bool(values.pop("finite"))
-            found.append(_Seen(step, {name: float(x) for name, x in values.items()}, finite))
+        for step, metrics in jax.device_get(self._metrics).items():
+            values = {name: float(value) for name, value in metrics.items()}
+            values["learning_rate"] = float(self._rate(step - 1))
+            if not values.pop("finite"):
+                checkpoints.wait()
+                raise UserError(_diverged(step, values, checkpoints.last))
+            found.append(values)
         self._metrics = {}
         return found
 
 
-def _diverged(bad: _Seen, rate: float, last: int | None) -> str:
+def _diverged(step: int, values: dict[str, float], last: int | None) -> str:
     good = f"The last good checkpoint is of step {last}" if last else "There is no checkpoint yet"
     return (
-        f"Training diverged at step {bad.step}: loss {bad.loss}, gradient norm "
-        f"{bad.scalars['gradient_norm']}, learning rate {rate:.3g}. {good}. Lower train.peak_lr "
-        "or set train.clip_norm; then delete the checkpoints/ of this --workdir, or give another."
+        f"Training diverged at step {step}: loss {values['loss']}, gradient norm "
+        f"{values['gradient_norm']}, learning rate {values['learning_rate']:.3g}. {good}. Lower "
+        "train.peak_lr or set train.clip_norm; then delete the checkpoints/ of this --workdir, or "
+        "give another."
     )
 
 
-def _validate(validation: Validation, params: Any) -> float:
-    first = jax.process_index() == 0
-    return sharding.same_for_all(validation.miou(jax.device_get(params)) if first else 0.0)
+def _validate(validation: Validation | None, params: Any) -> float:
+    """Process 0 measures, on its own first device."""
+    found = validation.miou(jax.device_get(params)) if validation else 0.0
+    return float(sharding.same_for_all(np.float32(found)))
 
 
 def _shown(values: dict[str, float]) -> dict[str, str]:
@@ -181,9 +200,15 @@ def _shown(values: dict[str, float]) -> dict[str, str]:
 
 def _stopped(signal: str, step: int, saved: int | None, workdir: Path) -> None:
     """Says so; Ctrl-C ends the program as an interruption does."""
+    if saved != step:
+        there = f"the last one is of step {saved}" if saved else "there is none"
+        raise UserError(
+            f"{signal}: stopped after step {step}, which could not be saved in "
+            f"{workdir / 'checkpoints'}; {there}. Run the same command to continue."
+        )
     if jax.process_index() == 0:
         print(
-            f"\n{signal}: stopped after step {step}; the checkpoint of step {saved} is saved in "
+            f"\n{signal}: stopped after step {step}; its checkpoint is saved in "
             f"{workdir / 'checkpoints'}. Run the same command to continue.",
             flush=True,
         )

@@ -15,7 +15,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from fmbseg_jax import losses
 from fmbseg_jax.config import Train
+from fmbseg_jax.models import aligner as aligners
 from fmbseg_jax.patches import encode
+from fmbseg_jax.rings import total
 from fmbseg_jax.similarity import similarities
 from fmbseg_jax.vocabulary import IGNORE
 
@@ -51,6 +53,37 @@ class Objective(NamedTuple):
     """Images that a device puts through the aligner at once; 0 takes all."""
     mesh: Mesh | None = None
     """Where the batch is split over several devices."""
+
+
+def objective(
+    train: Train,
+    aligner: dict[str, Any],
+    steps: int,
+    *,
+    encoder: nn.Module | None = None,
+    mesh: Mesh | None = None,
+) -> Objective:
+    """What the config says.
+
+    Args:
+      aligner: arguments of `models.aligner.create`, but for its dtype.
+      steps: of the whole training.
+      encoder: where batches hold pixels.
+      mesh: where there are several devices.
+    """
+    return Objective(
+        aligner=aligners.create(**aligner, dtype=train.compute),
+        encoder=encoder,
+        optimizer=optimizer(train, steps),
+        loss=train.loss,
+        temperature=train.temperature,
+        text_weight=train.text_weight,
+        balanced=train.balanced,
+        dtype=train.compute,
+        patches_per_image=train.patches_per_image,
+        images_per_pass=train.images_per_pass,
+        mesh=mesh if mesh and mesh.size > 1 else None,
+    )
 
 
 def schedule(train: Train, steps: int) -> optax.Schedule:
@@ -147,7 +180,7 @@ def _loss(
         axis_name=axis_name,
     )  # fmt: skip
     right = jnp.argmax(similarities(aligned, words), axis=-1) == labels
-    counts = _total(jnp.stack([jnp.sum(right), jnp.sum(labels != IGNORE)]), axis_name)
+    counts = total(jnp.stack([jnp.sum(right), jnp.sum(labels != IGNORE)]), axis_name)
     return loss, counts[0] / jnp.maximum(counts[1], 1)
 
 
@@ -186,10 +219,5 @@ def _text_weight(
     """w of equation 1; balanced, times (labelled patches) / (words that have one)."""
     if not objective.balanced or objective.loss != "tsupcon":
         return objective.text_weight
-    counts = _total(jnp.sum(jax.nn.one_hot(labels, num_words), axis=0), axis_name)
+    counts = total(jnp.sum(jax.nn.one_hot(labels, num_words), axis=0), axis_name)
     return objective.text_weight * jnp.sum(counts) / jnp.maximum(jnp.sum(counts > 0), 1)
-
-
-def _total(x: Array, axis_name: str | None) -> Array:
-    """The sum over the devices."""
-    return x if axis_name is None else jax.lax.psum(x, axis_name)

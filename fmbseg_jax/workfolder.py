@@ -24,11 +24,11 @@ from fmbseg_jax.config import Config, flatten
 from fmbseg_jax.data.images import exists, is_remote, write_atomically
 from fmbseg_jax.errors import UserError
 
-# Changing these changes speed, memory or where a thing lies, never a result.
+# Changing these changes speed, memory, what is watched or kept, never what is labelled or learnt.
 _FREE = {
     "label.device", "label.sam.points_per_batch", "features.batch_size", "features.threads",
-    "train.log_every", "train.checkpoint_every", "train.keep", "train.export",
-    "train.validate_on", "train.validate_every", "train.validate_images",
+    "train.log_every", "train.checkpoint_every", "train.images_per_pass", "train.keep",
+    "train.export", "train.validate_on", "train.validate_every", "train.validate_images",
 }  # fmt: skip
 
 
@@ -167,6 +167,7 @@ def remember(
       fresh: nothing has been made yet, so what is written there does not count.
     """
     if fresh or not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
         return
     before = json.loads(path.read_text())

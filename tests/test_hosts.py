@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT, program, run
-from test_restarts import begin, lines, params, wait_for
+from test_restarts import begin, lines, params, start, wait_for
 
 from fmbseg_jax import checkpoint, sharding
 from fmbseg_jax.errors import UserError
@@ -65,15 +65,30 @@ def test_one_of_two_processes_is_told_to_stop(with_features, world, tmp_path):
     hosts[1].send_signal(signal.SIGTERM)
     outputs = finish(hosts)
     step = checkpoint.Checkpoints(workdir / "checkpoints").last
-    assert f"stopped after step {step}; the checkpoint of step {step} is saved" in outputs[0]
-    alone = subprocess.Popen(
-        program(*command), cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    assert f"stopped after step {step}; its checkpoint is saved" in outputs[0]
+    alone = start(*command)
     wait_for(alone, workdir, step + 20)
     alone.kill()
-    alone.wait()
+    assert f"Continuing from the checkpoint of step {step}." in alone.communicate()[0]
     assert [line["step"] for line in lines(workdir)][: step + 20] == list(range(1, step + 21))
+
+
+def test_two_processes_fine_tune_and_measure(with_features, world, tmp_path):
+    """What one process reads, the other has; what stops the first stops both, soon."""
+    first, second = (begin(tmp_path / name, with_features) for name in ("first", "second"))
+    run("train.py", *world.flags, f"--workdir={first}")
+    command = [
+        "train.py", *world.flags, f"--workdir={second}",
+        f"--config.train.start_from={first / 'export'}", "--config.train.epochs=2",
+        f"--config.train.validate_on={with_features}", "--config.train.validate_images=2",
+    ]  # fmt: skip
+    finish(start_two(*command))
+    assert 0 <= lines(second)[-1]["miou"] <= 1
+    hosts = start_two(*command, "--config.train.peak_lr=0.2")
+    outputs = [host.communicate(timeout=60)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [1, 1]
+    assert "train.peak_lr: 0.3 there, 0.2 now" in outputs[0]
+    assert "Process 0 has stopped; its output says why" in outputs[1]
 
 
 @pytest.fixture
@@ -109,10 +124,12 @@ SRUN = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "0", "SLURM_LOCALID"
         ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, ("", 0, -1), []),  # sbatch without srun
         ({"OMPI_COMM_WORLD_SIZE": "4"}, ("", 0, -1), [()]),
         ({"JAX_PLATFORMS": "tpu"}, ("", 0, -1), [()]),
+        ({"JAX_PLATFORMS": ""}, ("", 0, -1), [()]),
     ],
 )
 def test_who_joins_whom(monkeypatch, joined, environment, flags, expected):
     monkeypatch.setattr(sharding.importlib.util, "find_spec", lambda name: name == "libtpu" or None)
+    monkeypatch.setattr(sharding, "_has_tpu", lambda: True)
     for name, value in ({"JAX_PLATFORMS": "cpu"} | environment).items():
         monkeypatch.setenv(name, value)
     sharding.start_hosts(*flags)

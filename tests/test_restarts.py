@@ -62,6 +62,14 @@ def params(workdir):
         return jax.device_get(checkpointer.restore(folder))
 
 
+CONTINUED = re.compile(r"Continuing from the checkpoint of step (\d+)")
+
+
+def whole(workdir):
+    """The checkpoints that are not cut short."""
+    return [path for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+
+
 def assert_identical(workdir, other):
     """To the last bit, and with the same log."""
     jax.tree.map(np.testing.assert_array_equal, params(workdir), params(other))
@@ -80,20 +88,25 @@ def test_twenty_kills_leave_no_trace(long, with_features, world, tmp_path):
     wait_for(process, tmp_path, 10)
     process.kill()
     process.wait()
-    loading, moments, reached = time.monotonic() - begun, random.Random(0), []
+    loading, moments = time.monotonic() - begun, random.Random(0)
+    saved, continued = max((int(path.name) for path in whole(tmp_path)), default=0), []
     for _ in range(20):
         process = start(*command)
         time.sleep(moments.uniform(0.4, 1.3) * loading)
         process.send_signal(signal.SIGKILL)
         output = process.communicate()[0]
         assert process.returncode in (-signal.SIGKILL, 0), output
-        assert "rror: " not in output, output
-        reached.append(len(lines(tmp_path)))
+        assert "error" not in output.lower(), output
+        if found := CONTINUED.search(output):
+            assert int(found[1]) == saved
+            continued.append(saved)
+        saved = max((int(path.name) for path in whole(tmp_path)), default=0)
         if process.returncode == 0:  # it was done: from the start again
             assert_identical(tmp_path, long)
             for name in ("checkpoints", "metrics", "export"):
                 shutil.rmtree(tmp_path / name)
-    assert max(reached) > 2
+            saved = 0
+    assert len(set(continued)) > 2, "it has to have come further"
     run(*command)
     assert_identical(tmp_path, long)
 
@@ -108,19 +121,21 @@ def test_told_to_stop(number, long, with_features, world, tmp_path):
     process.send_signal(number)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == (0 if number == signal.SIGTERM else 130), output
-    step = int(re.search(r"after step (\d+); the checkpoint of step \1 is saved", output)[1])
+    step = int(re.search(r"after step (\d+); its checkpoint is saved", output)[1])
     assert step >= 20
     assert checkpoint.Checkpoints(tmp_path / "checkpoints").last == step
     assert not (tmp_path / "export").exists()
     if number == signal.SIGTERM:
-        run(*command)
+        assert f"Continuing from the checkpoint of step {step}." in run(*command).stdout
         assert_identical(tmp_path, long)
         return
     eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     process = start(*command, **eight)
     wait_for(process, tmp_path, step + 20)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0, process.stdout.read()
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    assert f"Continuing from the checkpoint of step {step}." in output
     run(*command)
     assert lines(tmp_path)[-1]["loss"] == pytest.approx(lines(long)[-1]["loss"], rel=0.05)
     assert lines(tmp_path)[-1]["step"] == 300
@@ -158,7 +173,7 @@ def test_a_full_disk_stops_nothing(long, with_features, world, tmp_path):
             while True:
                 file.write(bytes(4096))
         told = re.compile(
-            r"ERROR: a checkpoint could not be saved in .*No space left on device\n"
+            r"ERROR: a checkpoint could not be saved in .*No space left on device. Make room.\n"
             r"The last good one is of step \d+; the training goes on"
         )
         while process.poll() is None and not told.search((tmp_path / "output").read_text()):

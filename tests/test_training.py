@@ -85,19 +85,8 @@ def test_processes_share_a_batch(source):
 
 def objective(kind="block", mesh=None, **changes):
     train = config.Train(**{"heads": 2, **changes})
-    return training.Objective(
-        aligner=aligners.create(kind, output=6, mlp_ratio=2, heads=2, dtype=train.compute),
-        encoder=None,
-        optimizer=training.optimizer(train, 10),
-        loss=train.loss,
-        temperature=train.temperature,
-        text_weight=train.text_weight,
-        balanced=train.balanced,
-        dtype=train.compute,
-        patches_per_image=train.patches_per_image,
-        images_per_pass=train.images_per_pass,
-        mesh=mesh,
-    )
+    described = {"kind": kind, "output": 6, "mlp_ratio": 2, "heads": 2}
+    return training.objective(train, described, 10, mesh=mesh)
 
 
 def batch_of(images, seed=0):
@@ -231,6 +220,13 @@ def test_a_batch_without_labels_moves_nothing():
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.params))
 
 
+def test_accumulation_is_refused_with_the_reason():
+    command = ["train.py", "--config=configs/toy.py", "--workdir=w"]
+    refused = run(*command, "--config.train.accumulate=4", check=False)
+    assert "the pairs between the smaller ones would be missing" in refused.stdout
+    assert "--config.train.images_per_pass" in refused.stdout
+
+
 def test_schedule():
     rate = training.schedule(config.Train(peak_lr=2.0, warmup=0.1), 100)
     np.testing.assert_allclose(
@@ -295,6 +291,8 @@ def test_the_last_checkpoints_and_the_best_stay(source, tmp_path):
     again.save(6, state, iterator, 0.1)
     again.close()
     assert sorted(p.name for p in (tmp_path / "checkpoints").glob("?")) == ["2", "5", "6"]
+    other = checkpoint.Checkpoints(tmp_path / "checkpoints", keep=2, score="miou")
+    assert other.best == 6, "scores of another kind do not count"
 
 
 def test_the_program_exports_what_it_trained(with_features, world):
