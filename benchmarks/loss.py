@@ -1,10 +1,12 @@
 """TSupCon without the M × M matrix beside the naive one, in JAX and in PyTorch.
 
     python benchmarks/loss.py [--images=5] [--patches=1024] [--large=16384]
+    python benchmarks/loss.py --throughput=65536 --dtype=bfloat16
 
 Forward and backward at the paper's batch (5 images of 1,024 patches, D = 768, K = 171), float32:
 the median of passes in turn, and XLA's temporary memory. --large shows the memory of ours at that
-many patches, and what the naive one would take.
+many patches, and what the naive one would take. --throughput measures ours alone at that many
+patches: 6 M² D operations over its time, and the share of what a large matrix product reaches.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ LARGE = flags.DEFINE_integer("large", 16384, "Patches of the large batch.")
 WIDTH = flags.DEFINE_integer("width", 768, "D.")
 WORDS = flags.DEFINE_integer("words", 171, "K.")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.1, "τ.")
+THROUGHPUT = flags.DEFINE_integer("throughput", 0, "Patches for the throughput of ours.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "For --throughput.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed passes of each.")
 
 
@@ -82,7 +86,36 @@ def compiled(loss: Callable[..., Any], size: int) -> Any:
     return jax.jit(jax.value_and_grad(loss)).lower(*shapes).compile()
 
 
+def fastest(run: Callable[[], Any]) -> float:
+    """Seconds of the fastest of some passes; the first compiles."""
+    seconds = []
+    for _round in range(1 + ROUNDS.value):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def throughput(size: int) -> None:
+    """Prints TFLOP/s of ours, and the share of a large product's."""
+    z, y, t = (jnp.asarray(x) for x in batch(size))
+    z, t = z.astype(DTYPE.value), t.astype(DTYPE.value)
+    step = jax.jit(jax.value_and_grad(ours))
+    rate = 6 * size**2 * WIDTH.value / fastest(lambda: step(z, y, t)) / 1e12
+    side = 8192 if jax.default_backend() != "cpu" else 4096
+    matrix = jnp.ones((side, side), DTYPE.value)
+    multiply = jax.jit(jnp.matmul)
+    peak = 2 * side**3 / fastest(lambda: multiply(matrix, matrix)) / 1e12
+    print(
+        f"M = {size}, {DTYPE.value}, {jax.devices()[0].device_kind}: {rate:.3f} TFLOP/s, "
+        f"{rate / peak:.0%} of the {peak:.3f} of a product of {side} x {side}"
+    )
+
+
 def main(_: list[str]) -> None:
+    if THROUGHPUT.value:
+        throughput(THROUGHPUT.value)
+        return
     size = IMAGES.value * PATCHES.value
     z, y, t = batch(size)
     programs = {"ours": compiled(ours, size), "naive": compiled(naive, size)}

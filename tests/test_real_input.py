@@ -55,9 +55,9 @@ def folder(tmp_path_factory):
         (root / "photos" / "album" / "0.jpg").read_bytes()[:2000]
     )
     (root / "words.txt").write_text("water\nsky\ntree\nbuilding\n")
-    vit_s = {"width": 384, "depth": 12, "heads": 6}
-    save_dinov2(root / "dinov2", image=518, patch=14, **vit_s)
-    save_clip(root / "clip", width=384, depth=6, image=224, patch=16, output=384)
+    small = {"width": 384, "depth": 3, "heads": 6}
+    save_dinov2(root / "dinov2", image=518, patch=14, **small)
+    save_clip(root / "clip", width=384, depth=2, image=224, patch=16, output=384)
     save_sam(root / "sam.pth")
     return root
 
