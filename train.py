@@ -89,7 +89,7 @@ def train(config: Config, workdir: Path) -> None:
     if trained and jax.process_index() == 0:
         model["steps"] = int(trained.step)
         save_export(workdir / "export", Export(trained.params, model), _card(model))
-        print(f"The aligner is in {workdir / 'export'}")
+        print(f"The aligner is in {workdir / 'export'} (step {model['steps']} of {batches.steps}).")
 
 
 def start_from(config: Config, model: dict[str, Any], template: Any) -> Any:
@@ -164,6 +164,7 @@ segmented by any words.
 | loss | {model["config"]["train.loss"]}, temperature {model["config"]["train.temperature"]} |
 | trained on | {model["images"]} images, {model["steps"]} steps, {len(model["words"])} words |
 | words | {words} |
+| started from | {model["config"]["train.start_from"] or "random parameters"} |
 
 It learnt from labels that models made, with their errors and biases; no person has checked them.
 model.json has the whole config.

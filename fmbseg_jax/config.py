@@ -269,7 +269,8 @@ def _faults(config: Config):  # type: ignore[no-untyped-def]
             yield f"{name} is one of {', '.join(_CHOICES[name])}; got {value!r}."
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if value < 0 or (value == 0 and name not in _ZERO_ALLOWED):
-                yield f"{name} is a positive number; got {value}."
+                zero = "0 or " if name in _ZERO_ALLOWED else ""
+                yield f"{name} is {zero}a positive number; got {value}."
             elif name in _SHARES and value > 1:
                 yield f"{name} is a share between 0 and 1; got {value}."
     for section, window in (("label", "crop"), ("eval", "window")):

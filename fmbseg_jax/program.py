@@ -60,6 +60,8 @@ def run(main: Callable[[], None]) -> None:
             logging.set_verbosity(logging.WARNING)  # Orbax and tfds tell much at INFO
         main()
 
+    for flag in flags.FLAGS.get_flags_for_module(__name__):  # --help shows the program's own
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
         app.run(guarded, flags_parser=_parse_flags)
     except UserError as error:

@@ -61,7 +61,8 @@ def fit(
         log = stack.enter_context(logs.MetricsLog(workdir / "metrics", first))
         bar = stack.enter_context(logs.progress(batches.steps, "train", first, unit="step"))
         if first:
-            bar.write(f"Continuing from the checkpoint of step {first}.")
+            done = ", the last: nothing is left to train" if first == batches.steps else ""
+            bar.write(f"Continuing from the checkpoint of step {first}{done}.")
         meter, losses = _Meter(config, batches.steps), []  # losses since the last checkpoint
         for step in range(first + 1, batches.steps + 1):
             batch = meter.next(iterator)
@@ -206,11 +207,9 @@ def _stopped(signal: str, step: int, saved: int | None, workdir: Path) -> None:
             f"{signal}: stopped after step {step}, which could not be saved in "
             f"{workdir / 'checkpoints'}; {there}. Run the same command to continue."
         )
-    if jax.process_index() == 0:
-        print(
-            f"\n{signal}: stopped after step {step}; its checkpoint is saved in "
-            f"{workdir / 'checkpoints'}. Run the same command to continue.",
-            flush=True,
-        )
+    folder = workdir / "checkpoints"
+    said = f"\n{signal}: stopped after step {step}; its checkpoint is saved in {folder}."
     if signal == "SIGINT":
+        print(said, flush=True)
         raise KeyboardInterrupt
+    print(f"{said} Run the same command to continue.", flush=True)

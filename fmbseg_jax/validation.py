@@ -14,6 +14,7 @@ from fmbseg_jax.data import images
 from fmbseg_jax.data.benchmarks import Folder
 from fmbseg_jax.data.example import decode_pseudo_label, read_metadata
 from fmbseg_jax.data.tfrecord import RecordSource, find_shards
+from fmbseg_jax.errors import UserError
 from fmbseg_jax.segmenter import Segmenter
 
 
@@ -57,8 +58,7 @@ class Validation:
     def __init__(self, config: Config, model: dict[str, Any]):
         """Opens `train.validate_on`; `model` is what the export's model.json will hold."""
         root = Path(config.train.validate_on)
-        labelled = (root / "pseudo_labels").is_dir()
-        self._set: Labelled = PseudoLabels(root) if labelled else Folder.open(root)
+        self._set = _open(root)
         count = min(config.train.validate_images, len(self._set.names))
         evenly = np.linspace(0, len(self._set.names) - 1, count).round().astype(int)
         self._names = [self._set.names[i] for i in evenly]
@@ -73,3 +73,15 @@ class Validation:
             found = self._segmenter.segment(self._set.image(name), words)
             confusion += metrics.confusion_matrix(found, self._set.labels(name), len(words))
         return metrics.mean_iou(confusion)
+
+
+def _open(root: Path) -> Labelled:
+    if (root / "pseudo_labels").is_dir():
+        return PseudoLabels(root)
+    try:
+        return Folder.open(root)
+    except UserError as error:
+        raise UserError(
+            f"train.validate_on={root} is neither a work folder with pseudo_labels/ nor an "
+            f"annotated folder. {error}"
+        ) from None
