@@ -115,3 +115,15 @@ def run(*arguments, check: bool = True, **environment: str) -> subprocess.Comple
     )
     assert not check or result.returncode == 0, result.stdout
     return result
+
+
+_LONGEST = [  # modules of minutes come first, so that both workers end at about the same time
+    "test_labelling_engines", "test_restarts", "test_training", "test_programs", "test_hosts",
+    "test_labelling_program", "test_parity", "test_real_input", "test_features", "test_pairs",
+    "test_losses", "test_toyworld",
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: i for i, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.module.__name__, len(order)))

@@ -126,7 +126,6 @@ def assert_same(ours, theirs, tolerance=1e-5):
     [
         ("linear", {}),
         ("mlp", {"balanced": False}),
-        ("block", {}),
         ("block", {"patches_per_image": 4}),
         ("mlp", {"images_per_pass": 2, "patches_per_image": 7}),
     ],
@@ -139,11 +138,10 @@ def test_eight_devices_train_as_one(kind, changes):
     assert_same(many, one)
 
 
-@pytest.mark.parametrize("passes", [1, 3, 4])
-def test_passes_change_no_result(passes):
+def test_passes_change_no_result():
     batch = batch_of(8)
     whole, metrics = trained(objective("block"), batch, one_device())
-    parts, alone = trained(objective("block", images_per_pass=passes), batch, one_device())
+    parts, alone = trained(objective("block", images_per_pass=3), batch, one_device())
     assert alone == pytest.approx(metrics, rel=1e-5)
     assert_same(parts, whole, 1e-6)
 
