@@ -128,18 +128,14 @@ class Pace:
         Empty where there was no step.
         """
         seconds, steps = time.monotonic() - self._start, self._steps
-        values = (
-            {}
-            if not steps
-            else {
-                "step_time": seconds / steps,
-                "data_wait": self._waited / steps,
-                "images_per_second": self._images / seconds,
-                "patches_per_second": self._patches / seconds,
-            }
-        )
+        values = {
+            "step_time": seconds / max(steps, 1),
+            "data_wait": self._waited / max(steps, 1),
+            "images_per_second": self._images / seconds,
+            "patches_per_second": self._patches / seconds,
+        }
         self._reset()
-        return values
+        return values if steps else {}
 
 
 def _lines(path: Path) -> list[str]:

@@ -155,13 +155,19 @@ def test_strict_stops_all(world):
     assert "error: 05.jpg cannot be read" in output and "Traceback" not in output
 
 
+def at_work(world, name):
+    """A run that has begun to write a shard."""
+    process = captured(world, name)
+    while not any((world / name / "pseudo_labels").glob("*.incomplete")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    return process
+
+
 def test_the_folder_of_another_run(world):
     """Refused while it lives, with its name; taken over when it is dead."""
     folder = world / "held" / "pseudo_labels"
-    first = captured(world, "held")
-    while not any(folder.glob("*.incomplete")):
-        assert first.poll() is None
-        time.sleep(0.01)
+    first = at_work(world, "held")
     second = captured(world, "held")
     output, _ = second.communicate(timeout=300)
     assert second.returncode == 1 and f"is in use by process {first.pid} on " in output
@@ -174,11 +180,7 @@ def test_the_folder_of_another_run(world):
 
 def test_a_refused_run_does_not_speak_for_the_folder(world):
     """The second run has another config: it must not stand in the first one's config.json."""
-    folder = world / "first" / "pseudo_labels"
-    first = captured(world, "first")
-    while not any(folder.glob("*.incomplete")):
-        assert first.poll() is None
-        time.sleep(0.01)
+    first = at_work(world, "first")
     other = "--config.label.points_per_word=3"
     second = captured(world, "first", other)
     output, _ = second.communicate(timeout=300)
