@@ -19,8 +19,11 @@ from fmbseg_jax.models.positions import Rotation
 
 
 def gelu(x: Array) -> Array:
-    """The exact GELU, x Φ(x). jax's default is the tanh form, 2.8e-4 away."""
-    return jax.nn.gelu(x, approximate=False)
+    """The exact GELU, x Φ(x). jax's default is the tanh form, 2.8e-4 away.
+
+    By erf as in PyTorch: jax's own exact form, by erfc, is slower on a CPU.
+    """
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 def quick_gelu(x: Array) -> Array:
