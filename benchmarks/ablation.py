@@ -19,12 +19,13 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs import toy  # noqa: E402
-from evaluate import TITLES  # noqa: E402
 from fmbseg_jax import evaluation, program, workfolder  # noqa: E402
+from fmbseg_jax.classes import Classes  # noqa: E402
 from fmbseg_jax.data import label_maps  # noqa: E402
-from fmbseg_jax.data.benchmarks import Folder  # noqa: E402
+from fmbseg_jax.data.benchmarks import open_folder  # noqa: E402
 from fmbseg_jax.data.example import decode_pseudo_label  # noqa: E402
 from fmbseg_jax.data.tfrecord import RecordSource, find_shards  # noqa: E402
+from fmbseg_jax.report import TITLES  # noqa: E402
 from fmbseg_jax.segmenter import load  # noqa: E402
 from toyworld import scenes  # noqa: E402
 from train import CHECKPOINTS, train  # noqa: E402
@@ -50,7 +51,7 @@ class Seed:
     def __init__(self, work: Path, seed: int, split: str):
         self._root, self._seed = work / f"seed{seed}", seed
         self._scenes = scenes.write_folder(self._root / "train", "train", LABELLED, seed * LABELLED)
-        self._unseen = Folder.open(
+        self._unseen = open_folder(
             scenes.write_folder(self._root / split, split, UNSEEN, seed * UNSEEN)
         )
         self._workdir, self._truth = self._root / "labelled", self._root / "truth"
@@ -74,7 +75,7 @@ class Seed:
 
     def stage1(self, name: str) -> float:
         """mIoU of stage 1 as a segmenter of the unseen scenes."""
-        predictions = self._stage1 / "predictions" / name
+        predictions = self._stage1 / "predictions" / self._unseen.name / name
         return evaluation.score_folder(self._unseen, predictions).miou
 
     def labels_trained_on(self) -> float:
@@ -83,10 +84,10 @@ class Seed:
         folder = self._root / "labels"
         for record in map(records.__getitem__, range(len(records))):
             label = decode_pseudo_label(record)
-            path = evaluation.prediction_path(folder, label.filename)
+            path = label_maps.path(folder, label.filename)
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(label_maps.encode(label.labels))
-        return evaluation.score_folder(Folder.open(self._scenes), folder).miou
+        return evaluation.score_folder(open_folder(self._scenes), folder).miou
 
     def aligner(self, name: str, changes: dict[str, object], truth: bool = False) -> float:
         """mIoU of the aligner that the toy config, so changed, trains."""
@@ -102,9 +103,8 @@ class Seed:
         if not (workdir / "export").exists():
             train(config, workdir)
         segmenter = load(workdir / "export", config.eval)
-        folder = workdir / f"predictions-{self._unseen.root.name}"
-        evaluation.segment_folder(segmenter, self._unseen, folder, name)
-        return evaluation.score_folder(self._unseen, folder).miou
+        counts, classes = workdir / f"counts-{self._unseen.name}", Classes.of(self._unseen.words)
+        return evaluation.segment(segmenter, self._unseen, classes, counts, "aligner")[0].miou
 
 
 def main() -> None:

@@ -207,15 +207,33 @@ class Eval(_Section):
     """Evaluation and inference (TCL's protocol, which the paper follows)."""
 
     folder: str = ""
-    """Benchmark to evaluate on: a folder with images/, labels/ and words.txt."""
+    """Annotated folder to evaluate on: images/, labels/ and words.txt."""
+    data: str = "data"
+    """Folder that the published benchmarks lie in; docs/reproduce.md says how."""
     template: str = "a photo of a {}."
-    """The sentence given to CLIP's text encoder."""
+    """The sentence given to CLIP's text encoder; or a text file with several, one a line."""
+    average: str = "unit"
+    """Of several templates: "unit" averages features of unit length (SCLIP's family), "plain" as
+    they come from CLIP (TCL)."""
     short_side: int = 448
     """The image is resized to this short side, in pixels; the long side is at most 2048."""
     window: int = 448
     """Side of the sliding window, in pixels of the resized image."""
     stride: int = 224
     """Step between windows, in pixels."""
+    batch_size: int = 8
+    """Windows encoded at once on each device; more where a GPU or TPU has room."""
+    background: str = "auto"
+    """How class 0 of a benchmark is found where it is the background: "words", as the best of
+    `background_words`; "threshold", as what no class reaches `threshold` at; "none", by its own
+    name; "auto", as the benchmark has it (data/published.py)."""
+    background_words: str = "background26"
+    """"background26" (SCLIP's), "stuff91" (COCO-Stuff's), a file, or words separated by commas.
+    The paper adds "different stuff categories" for PV-21; which, it does not say."""
+    threshold: float = 0.0
+    """Cosine similarity below which a pixel is background, with background = "threshold"."""
+    pamr: int = 0
+    """Iterations of PAMR over the similarities; 0 is none, the protocol's way. Peers take 10."""
 
 
 @dataclasses.dataclass
@@ -248,6 +266,8 @@ _CHOICES = {
     "train.features": ("cached", "online"),
     "train.compute": ("float32", "bfloat16"),
     "train.export": ("last", "best"),
+    "eval.average": ("unit", "plain"),
+    "eval.background": ("auto", "words", "threshold", "none"),
     "train.aligner": ("linear", "mlp", "block"),
     "train.loss": ("tsupcon", "supcon", "prototype"),
     "train.optimizer": ("sgd", "adamw"),
@@ -255,11 +275,11 @@ _CHOICES = {
 _ZERO_ALLOWED = {
     "seed", "train.images_per_pass", "train.patches_per_image", "train.momentum", "train.warmup",
     "train.weight_decay", "train.clip_norm", "label.sam.min_area", "label.sam.pred_iou",
-    "label.sam.stability",
+    "label.sam.stability", "eval.threshold", "eval.pamr",
 }  # fmt: skip
 _SHARES = {
     "label.sam.pred_iou", "label.sam.stability", "label.sam.nms", "label.sam.min_area",
-    "label.sam.max_area", "train.momentum", "train.warmup",
+    "label.sam.max_area", "train.momentum", "train.warmup", "eval.threshold",
 }  # fmt: skip
 
 

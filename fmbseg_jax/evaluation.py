@@ -1,7 +1,7 @@
-"""Label maps against ground truth: segment, count, report.
+"""Label maps against ground truth: segment, count, add up.
 
-Whatever made them, the label maps of an annotated folder lie in one folder, a 16-bit PNG for each
-image; those that are there are not made again.
+What is counted in each image is written down as it is found, so that an evaluation that was stopped
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -9,18 +9,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
-from fmbseg_jax import logs, metrics
-from fmbseg_jax.data import label_maps
-from fmbseg_jax.data.benchmarks import Folder
-from fmbseg_jax.data.images import write_atomically
+from fmbseg_jax import logs, metrics, sharding
+from fmbseg_jax.classes import Classes
+from fmbseg_jax.data import images, label_maps, pipeline
+from fmbseg_jax.data.benchmarks import Benchmark
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.segmenter import Segmenter
+from fmbseg_jax.segmenter import Prepared, Segmenter
 from fmbseg_jax.vocabulary import IGNORE
+
+_THREADS = 8  # images read at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +33,15 @@ class Result:
     confusion: np.ndarray
     """int64 [K, K + 1]: rows are labels; the last column counts pixels left unlabelled."""
     coverage: float
-    """Share of all pixels that got a word."""
+    """Share of all pixels that got a class."""
+    by_image: dict[str, float]
+    """mIoU of each image that this process has looked at."""
     images: int
 
     @property
     def iou(self) -> np.ndarray:
         """float64 [K]; an unlabelled pixel is a miss of its class. NaN where a class is absent."""
-        square = np.pad(self.confusion, ((0, 1), (0, 0)))
-        return metrics.iou(square)[:-1]
+        return metrics.iou(_square(self.confusion))[:-1]
 
     @property
     def miou(self) -> float:
@@ -45,78 +49,172 @@ class Result:
         return float(np.nanmean(self.iou))
 
 
-def prediction_path(folder: Path, name: str) -> Path:
-    """Where the label map of the image `name` lies."""
-    return (folder / name).with_suffix(".png")
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Pixels counted in one image."""
+
+    cells: np.ndarray
+    """int64 [c]: indices of the confusion matrix [K, K + 1] that are not 0."""
+    counts: np.ndarray
+    """int64 [c]: what is there."""
+    labelled: int
+    """Pixels that got a class, those without ground truth included."""
+    pixels: int
+
+    @classmethod
+    def of(cls, predicted: np.ndarray, truth: np.ndarray, num_classes: int) -> Counts:
+        """Counts one label map [H, W] against its ground truth; IGNORE in either is no class."""
+        confusion = metrics.confusion_matrix(
+            metrics.with_unlabelled(predicted, num_classes), truth, num_classes + 1
+        )[:-1]
+        (cells,) = np.nonzero(confusion.reshape(-1))
+        labelled = int(np.count_nonzero(predicted != IGNORE))
+        return cls(cells, confusion.reshape(-1)[cells], labelled, predicted.size)
+
+    def confusion(self, num_classes: int) -> np.ndarray:
+        """int64 [K, K + 1]."""
+        dense = np.zeros(num_classes * (num_classes + 1), np.int64)
+        dense[self.cells] = self.counts
+        return dense.reshape(num_classes, num_classes + 1)
 
 
-def segment_folder(segmenter: Segmenter, benchmark: Folder, folder: Path, title: str) -> None:
-    """Writes the label map of each image into `folder`; those there, by the same model, stay."""
-    _claim(folder, segmenter.fingerprint + str((benchmark.words, benchmark.root.resolve())))
-    todo = [name for name in benchmark.names if not prediction_path(folder, name).exists()]
-    with logs.progress(len(benchmark.names), title, len(benchmark.names) - len(todo)) as bar:
-        for name in todo:
-            labels = segmenter.segment(benchmark.image(name), benchmark.words)
-            path = prediction_path(folder, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, label_maps.encode(labels.astype(np.uint16)))
+class Tally:
+    """Counts by image, in a file of JSON lines; those of another model are dropped.
+
+    With several processes each has a file of its own, and reads those of all.
+    """
+
+    def __init__(self, folder: Path, name: str, made_by: str):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._mark = {"made_by": hashlib.sha256(made_by.encode()).hexdigest()[:16]}
+        self.found: dict[str, Counts] = {}
+        for path in sorted(folder.glob(f"{name}.*.jsonl")):
+            self.found |= self._read(path)
+        self._path = folder / f"{name}.{jax.process_index()}.jsonl"
+        kept = self._read(self._path) if self._path.exists() else {}
+        sharding.wait_for_all(f"tally {name}")  # all have read what is now dropped
+        lines = [json.dumps(self._mark), *(_line(*item) for item in kept.items())]
+        images.write_atomically(self._path, "".join(f"{line}\n" for line in lines).encode())
+
+    def add(self, image: str, counts: Counts) -> None:
+        """Writes down what was counted in an image."""
+        self.found[image] = counts
+        with open(self._path, "a") as file:
+            file.write(_line(image, counts) + "\n")
+
+    def _read(self, path: Path) -> dict[str, Counts]:
+        lines = path.read_text().splitlines()
+        if not lines or lines[0] != json.dumps(self._mark):
+            return {}
+        found = {}
+        for line in lines[1:]:
+            try:
+                one = json.loads(line)
+            except ValueError:
+                continue  # cut short by a kill: counted again
+            cells, counts = (np.asarray(one[name], np.int64) for name in ("cells", "counts"))
+            found[one["image"]] = Counts(cells, counts, one["labelled"], one["pixels"])
+        return found
+
+
+def _line(image: str, counts: Counts) -> str:
+    facts = {
+        "image": image, "cells": counts.cells.tolist(), "counts": counts.counts.tolist(),
+        "labelled": counts.labelled, "pixels": counts.pixels,
+    }  # fmt: skip
+    return json.dumps(facts)
+
+
+def segment(
+    segmenter: Segmenter, benchmark: Benchmark, classes: Classes, folder: Path, title: str
+) -> list[Result]:
+    """Segments and counts all images of a benchmark, each process its share.
+
+    Args:
+      folder: where the counts of each image are kept.
+
+    Returns:
+      The result, and with `eval.pamr` a second one, of the refined label maps.
+    """
+    made_by = repr((segmenter.fingerprint, classes, benchmark.root.resolve(), benchmark.name))
+    kinds = [title, f"{title}_pamr"] if segmenter.refines else [title]
+    tallies = [Tally(folder, kind, made_by) for kind in kinds]
+    ours = benchmark.names[jax.process_index() :: jax.process_count()]
+    todo = [name for name in ours if any(name not in tally.found for tally in tallies)]
+    with logs.progress(len(ours), title, len(ours) - len(todo)) as bar:
+        prepared = _read(segmenter, benchmark, todo)
+        for (name, truth), labels, refined in segmenter.label_maps(prepared, classes):
+            for tally, found in zip(tallies, (labels, refined), strict=False):
+                assert found is not None
+                tally.add(name, Counts.of(found, truth, len(classes.names)))
             bar.update()
+    return [_sum(tally.found, ours, benchmark) for tally in tallies]
 
 
-def _claim(folder: Path, made_by: str) -> None:
-    """Empties `folder` unless what is there was made by the same model, for the same words."""
-    mark, digest = folder / "made_by.txt", hashlib.sha256(made_by.encode()).hexdigest()
-    if not mark.exists() or mark.read_text() != digest:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write_atomically(mark, digest.encode())
+def _read(
+    segmenter: Segmenter, benchmark: Benchmark, names: Sequence[str]
+) -> Iterator[tuple[tuple[str, np.ndarray], Prepared]]:
+    """Images by name, with their ground truth, ahead of whoever takes them."""
+
+    def one(i: int) -> tuple[tuple[str, np.ndarray], Prepared]:
+        image, truth = benchmark.image(names[i]), benchmark.labels(names[i])
+        _check_size(benchmark.files[names[i]][1], truth, image.shape[:2])
+        return (names[i], truth), segmenter.prepare(image)
+
+    yield from pipeline.in_order(len(names), one, _THREADS)
 
 
-def score_folder(benchmark: Folder, folder: Path) -> Result:
-    """Counts the label maps in `folder` against the benchmark's.
+def _sum(found: dict[str, Counts], names: Sequence[str], benchmark: Benchmark) -> Result:
+    """Over the images of all processes, those of this one being `names`."""
+    classes = len(benchmark.words)
+    confusion, sizes = np.zeros((classes, classes + 1), np.int64), np.zeros(2, np.int64)
+    by_image = {}
+    for name in names:
+        counts = found[name].confusion(classes)
+        confusion += counts
+        sizes += found[name].labelled, found[name].pixels
+        by_image[name] = metrics.mean_iou(_square(counts))
+    confusion, sizes = sharding.sum_of_all(confusion), sharding.sum_of_all(sizes)
+    if not confusion.any():
+        raise UserError(f"No pixel of {benchmark.root}'s label maps has a class.")
+    return Result(confusion, sizes[0] / sizes[1], by_image, len(benchmark.names))
+
+
+def score_folder(benchmark: Benchmark, folder: Path) -> Result:
+    """Counts the label maps in `folder`, by name of the image, against the benchmark's.
+
+    Where class 0 is the background, pixels that are left unlabelled are that.
 
     Raises:
-      UserError: an image has no label map, one of another size, or with an index that is no word.
+      UserError: an image has no label map, one of another size, or with an index that is no class.
     """
-    words = len(benchmark.words)
-    confusion = np.zeros((words + 1, words + 1), np.int64)
-    labelled = pixels = 0
-    for name in benchmark.names:
-        truth, predicted = benchmark.labels(name), read_prediction(folder, name, words)
-        if truth.shape != predicted.shape:
-            raise UserError(
-                f"{prediction_path(folder, name)} is {predicted.shape}, the image {truth.shape}."
-            )
-        labelled += int(np.count_nonzero(predicted != IGNORE))
-        pixels += predicted.size
-        confusion += metrics.confusion_matrix(
-            metrics.with_unlabelled(predicted, words), truth, words + 1
-        )
-    if not confusion.any():
-        raise UserError(f"No pixel of {benchmark.root}'s label maps has a word.")
-    return Result(confusion[:-1], labelled / pixels, len(benchmark.names))
+    classes = len(benchmark.words)
+    names = benchmark.names[jax.process_index() :: jax.process_count()]
+
+    def one(i: int) -> Counts:
+        truth, predicted = benchmark.labels(names[i]), read_prediction(folder, names[i], classes)
+        _check_size(label_maps.path(folder, names[i]), predicted, truth.shape)
+        if benchmark.has_background:
+            predicted = np.where(predicted == IGNORE, np.uint16(0), predicted)
+        return Counts.of(predicted, truth, classes)
+
+    found = dict(zip(names, pipeline.in_order(len(names), one, _THREADS), strict=True))
+    return _sum(found, names, benchmark)
 
 
-def read_prediction(folder: Path, name: str, num_words: int) -> np.ndarray:
+def _check_size(path: Path, labels: np.ndarray, size: tuple[int, ...]) -> None:
+    if labels.shape != size:
+        raise UserError(f"{path} is {labels.shape}, the image {size} (rows, columns).")
+
+
+def read_prediction(folder: Path, name: str, num_classes: int) -> np.ndarray:
     """The label map of the image `name`, uint16 [H, W]."""
-    path = prediction_path(folder, name)
+    path = label_maps.path(folder, name)
     if not path.exists():
         raise UserError(f"No label map {path}: the run that makes them has not finished.")
-    return label_maps.read(path, num_words)
+    return label_maps.read(path, num_classes)
 
 
-def write_summary(path: Path, results: dict[str, Result], words: tuple[str, ...]) -> None:
-    """summary.json: for each row its mIoU, coverage, IoU by word (null where absent), images."""
-    rows = {
-        name: {
-            "miou": result.miou,
-            "coverage": result.coverage,
-            "iou": {
-                word: None if np.isnan(value) else float(value)
-                for word, value in zip(words, result.iou, strict=True)
-            },
-            "images": result.images,
-        }
-        for name, result in results.items()
-    }
-    write_atomically(path, (json.dumps(rows, indent=1) + "\n").encode())
+def _square(confusion: np.ndarray) -> np.ndarray:
+    """[K, K + 1] → [K + 1, K + 1]: no pixel's label is "unlabelled"."""
+    return np.pad(confusion, ((0, 1), (0, 0)))

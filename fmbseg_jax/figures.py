@@ -108,6 +108,8 @@ def contact_sheet(
     title: str = "",
     subtitle: str = "",
     tile: int = 192,
+    captions: Sequence[str] = (),
+    present: Sequence[int] | None = None,
     unlabelled: bool = False,
 ) -> np.ndarray:
     """Pictures in a grid under column headings, with a legend of the words below.
@@ -116,6 +118,8 @@ def contact_sheet(
       columns: the heading of each column.
       rows: one list of uint8 [H, W, 3] pictures for each row, as many as there are columns.
       tile: side of the square that each picture is fitted into, in pixels.
+      captions: for each row a few words, laid over its first picture.
+      present: words in the legend; default: all.
       unlabelled: whether the legend has a colour for "no word".
 
     Returns:
@@ -123,7 +127,7 @@ def contact_sheet(
     """
     margin, gap = 28, 8
     width = 2 * margin + len(columns) * (tile + gap) - gap
-    words_below = legend(words, width - 2 * margin, unlabelled=unlabelled)
+    words_below = legend(words, width - 2 * margin, present, unlabelled=unlabelled)
     head = (44 if title else 0) + (26 if subtitle else 0) + 32
     height = margin + head + len(rows) * (tile + gap) + 12 + len(words_below) + margin // 2
     sheet = Image.new("RGB", (width, height), _PAPER)
@@ -139,7 +143,39 @@ def contact_sheet(
         for j, picture in enumerate(row):
             at = (margin + j * (tile + gap), top + i * (tile + gap))
             _paste(sheet, picture, at, tile)
+        if i < len(captions) and captions[i]:
+            at = (margin + 6, top + i * (tile + gap) + 6)
+            box = draw.textbbox(at, captions[i], font(14))
+            draw.rounded_rectangle((box[0] - 4, box[1] - 4, box[2] + 4, box[3] + 4), 4, _PAPER)
+            draw.text(at, captions[i], _INK, font(14))
     sheet.paste(Image.fromarray(words_below), (margin, top + len(rows) * (tile + gap) + 12))
+    return np.asarray(sheet)
+
+
+def matrix(
+    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str
+) -> np.ndarray:
+    """A heat map [r, c] with a name for every row and column → uint8 [h, w, 3]."""
+    cell = int(np.clip(900 // max(values.shape), 9, 28))
+    letters = font(max(8, cell - 6))
+    left, top = (
+        int(max(letters.getlength(name) for name in names)) + 20 for names in (rows, columns)
+    )
+    height, width = (n * cell for n in values.shape)
+    top += 50
+    width_of_all = max(left + width, int(font(16).getlength(title)) + 16) + 20
+    sheet = Image.new("RGB", (width_of_all, top + height + 20), _PAPER)
+    picture = Image.fromarray(heat_map(values)).resize((width, height), Image.Resampling.NEAREST)
+    sheet.paste(picture, (left, top))
+    draw = ImageDraw.Draw(sheet)
+    draw.text((16, 14), title, _INK, font(16))
+    for i, name in enumerate(rows):
+        draw.text((left - 8, top + (i + 0.5) * cell), name, _INK, letters, "rm")
+    upright = Image.new("RGB", (top - 58, width), _PAPER)  # drawn lying, then turned
+    draw = ImageDraw.Draw(upright)
+    for j, name in enumerate(columns):
+        draw.text((0, (j + 0.5) * cell), name, _INK, letters, "lm")
+    sheet.paste(upright.transpose(Image.Transpose.ROTATE_90), (left, 50))
     return np.asarray(sheet)
 
 

@@ -1,85 +1,93 @@
-"""Segmenter: an image and words → a label map."""
+"""Segmenter: images and words → label maps."""
 
 from __future__ import annotations
 
+import collections
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fmbseg_jax import checkpoint, sliding, vocabulary
+from fmbseg_jax import checkpoint, sliding, windows
 from fmbseg_jax import config as config_lib
+from fmbseg_jax.classes import Classes
 from fmbseg_jax.data import images
+from fmbseg_jax.dense import Aligned, ClipPatches, Dense
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.models import aligner as aligners
-from fmbseg_jax.models import encoders, weights
+from fmbseg_jax.models import weights
 from fmbseg_jax.similarity import similarities
 from fmbseg_jax.text import text_features
+from fmbseg_jax.vocabulary import read_templates
 
-_WINDOWS = 8  # encoded at once, at most
+Key = TypeVar("Key")
+
+
+class Prepared(NamedTuple):
+    """An image, ready for the encoder."""
+
+    resized: np.ndarray
+    """uint8 [H, W, 3]."""
+    layout: sliding.Layout
+
+
+class Segmented(NamedTuple, Generic[Key]):
+    """What was found in one image."""
+
+    key: Key
+    labels: np.ndarray
+    """uint16 [H, W], class of each pixel."""
+    refined: np.ndarray | None
+    """The same after PAMR, with `eval.pamr`."""
 
 
 class Segmenter:
-    """A frozen vision encoder, a trained aligner and a text encoder, ready for any image and words.
+    """A model and a text encoder, ready for any image and words.
 
     segmenter = fmbseg_jax.load("work/toy/export")
     labels = segmenter.segment(image, ["sky", "grass", "sail boat"])
     """
 
-    def __init__(
-        self,
-        model: dict[str, Any],
-        params: Any,
-        protocol: config_lib.Eval | None = None,
-        *,
-        vision: str = "",
-        clip: str = "",
-    ):
-        """Loads the encoders.
+    def __init__(self, dense: Dense, clip: str, protocol: config_lib.Eval):
+        """Raises UserError where windows are not made of whole patches.
 
         Args:
-          model: what an export's model.json holds.
-          params: of the aligner; None leaves `params` to be set.
-          protocol: sizes, windows and template; None takes those of the training's config.
-          vision, clip: where the encoders are now, a folder or hub id each; "" where they were at
-            training. Other weights than those are refused.
-
-        Raises:
-          UserError: an encoder cannot be found or is another one.
+          dense: the model.
+          clip: source of the CLIP whose text space the model's features are in.
+          protocol: sizes, windows and templates.
         """
-        self.model, self.params = model, params
-        self._eval = protocol or _protocol(model["config"])
-        vision = _same_weights(model, "vision", vision)
-        self._vision, self._vision_params = encoders.load_vision(vision)
-        self._text = text_features(_same_weights(model, "clip", clip))
-        patch = self._vision.spec.patch
-        if self._eval.window % patch:
+        self.dense, self._eval = dense, protocol
+        self._text, self._text_hash = text_features(clip), weights.content_hash(clip)
+        if protocol.window % dense.patch:
             raise UserError(
-                f"eval.window = {self._eval.window} is not a multiple of the encoder's patch of "
-                f"{patch} pixels."
+                f"eval.window = {protocol.window} is not a multiple of the encoder's patch of "
+                f"{dense.patch} pixels."
             )
-        self._aligner = aligners.create(**model["aligner"])
-        self._similarities = jax.jit(self._window_similarities)
+        self._encode: Any = jax.jit(dense.apply)
+        self._placed: tuple[Any, dict[Any, Any]] = (None, {})
 
     @property
-    def shapes(self) -> Any:
-        """Of `params`, without any array."""
-        some = jnp.zeros((1, 4, self._vision.spec.transformer.width))
-        return jax.eval_shape(self._aligner.init, jax.random.key(0), some)["params"]
+    def refines(self) -> bool:
+        """Whether label maps are also refined by PAMR."""
+        return self._eval.pamr > 0
+
+    @property
+    def compiled(self) -> int:
+        """How many programs have been compiled, for one shape each."""
+        return self._encode._cache_size() + _compare._cache_size() + sliding.compiled()
 
     @property
     def fingerprint(self) -> str:
-        """Differs between any two models whose label maps may differ."""
-        leaves = jax.tree.leaves(self.params)
-        digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves))
-        encoders = (self.model["vision"]["hash"], self.model["clip"]["hash"])
-        digest.update(repr((self._eval, self.model["aligner"], encoders)).encode())
-        return digest.hexdigest()[:16]
+        """Differs between any two segmenters whose label maps may differ."""
+        unseen = {"batch_size", "folder", "data"}  # these change none
+        protocol = {k: v for k, v in vars(self._eval).items() if k not in unseen}
+        facts = repr((self.dense.fingerprint, self._text_hash, protocol))
+        return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     def segment(self, image: np.ndarray, words: Sequence[str]) -> np.ndarray:
         """The most similar word of each pixel.
@@ -91,47 +99,138 @@ class Segmenter:
         Returns:
           int32 [H, W], indices into `words`.
         """
-        layout, of_windows = self._encode(image, words)
-        return np.asarray(layout.segment(of_windows))
+        only = [("", self.prepare(image))]
+        (found,) = self.label_maps(only, Classes.of(words))
+        return (found.labels if found.refined is None else found.refined).astype(np.int32)
 
     def similarities(self, image: np.ndarray, words: Sequence[str]) -> np.ndarray:
         """Cosine similarity of each pixel with each word, float32 [H, W, K], in [-1, 1]."""
-        layout, of_windows = self._encode(image, words)
-        return np.asarray(layout.stitch(of_windows))
+        one = self.prepare(image)
+        ((_, _, found),) = self._similarities([("", one)], Classes.of(words))
+        return np.asarray(one.layout.stitch(found))
 
-    def _encode(self, image: np.ndarray, words: Sequence[str]) -> tuple[sliding.Layout, Array]:
-        """The windows' layout and their similarities [n, h, w, K]."""
+    def prepare(self, image: np.ndarray) -> Prepared:
+        """Resizes an image, uint8 [H, W, 3] in RGB, and lays out its windows."""
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise UserError(
                 f"An image is a uint8 array [H, W, 3], RGB in [0, 255]; got {image.dtype} "
                 f"{list(image.shape)}. fmbseg_jax.data.images.decode reads any image file so."
             )
-        words = vocabulary.check_words(words, "the list of words")
-        text = jnp.asarray(self._text(words, self._eval.template))
-        spec, protocol = self._vision.spec, self._eval
-        height, width = image.shape[:2]
+        protocol, (height, width) = self._eval, image.shape[:2]
         resized = images.resize(image, images.resized_shape(height, width, protocol.short_side))
-        side = protocol.window // spec.patch
+        side = protocol.window // self.dense.patch
         layout = sliding.Layout(
             resized.shape[:2], protocol.window, protocol.stride, (side, side), (height, width)
         )
-        windows = layout.windows(resized)
-        parts = [
-            self._similarities(self._vision_params, self.params, windows[i : i + _WINDOWS], text)
-            for i in range(0, len(windows), _WINDOWS)
-        ]
-        return layout, jnp.concatenate(parts)
+        return Prepared(resized, layout)
 
-    def _window_similarities(
-        self, vision_params: Any, aligner_params: Any, windows: Array, text: Array
-    ) -> Array:
-        spec = self._vision.spec
-        normal = images.normalise(windows, spec.mean, spec.std)
-        patches = self._vision.apply({"params": vision_params}, normal).patches
-        b, h, w, d = patches.shape
-        aligned = self._aligner.apply({"params": aligner_params}, patches.reshape(b, h * w, d))
-        return similarities(aligned, text).reshape(b, h, w, -1)
+    def label_maps(
+        self, prepared: Iterable[tuple[Key, Prepared]], classes: Classes
+    ) -> Iterator[Segmented[Key]]:
+        """Segments any number of images, in order.
+
+        The windows of several images share a batch, and the devices of this host take batches in
+        turn; results come late enough for all of them to have something to do.
+        """
+        several = 2 * self._eval.batch_size * len(jax.local_devices())
+        waiting: collections.deque[tuple[Key, sliding.Found, sliding.Found | None]]
+        waiting = collections.deque()
+        for key, one, found in self._similarities(prepared, classes):
+            refined = None
+            if self.refines:
+                refined = one.layout.segment_refined(found, one.resized, self._eval.pamr)
+            waiting.append((key, one.layout.segment(found), refined))
+            if len(waiting) > several:
+                yield _segmented(*waiting.popleft(), classes)
+        while waiting:
+            yield _segmented(*waiting.popleft(), classes)
+
+    def _similarities(
+        self, prepared: Iterable[tuple[Key, Prepared]], classes: Classes
+    ) -> Iterator[tuple[Key, Prepared, Array]]:
+        """With each image the similarities of its windows with the words, [n, h, w, T]."""
+        devices = jax.local_devices()
+        templates = read_templates(self._eval.template)
+        text = self._text(classes.words, templates, plain=self._eval.average == "plain")
+        text_on = functools.cache(lambda device: jax.device_put(text, device))
+
+        def run(number: int, batch: np.ndarray) -> Array:
+            device = devices[number % len(devices)]
+            return self._encode(self._params_on(device), jax.device_put(batch, device))
+
+        items = (((key, one), one.layout.windows(one.resized)) for key, one in prepared)
+        for encoded in windows.encode(items, self._eval.batch_size, run):
+            (device,) = encoded.batches[-1].devices()
+            batches = [jax.device_put(batch, device) for batch in encoded.batches]
+            yield *encoded.key, _compare(batches, encoded.index, text_on(device))
+
+    def _params_on(self, device: Any) -> Any:
+        """The model's parameters, copied to a device once."""
+        if self._placed[0] is not self.dense.params:
+            self._placed = self.dense.params, {}
+        copies = self._placed[1]
+        if device not in copies:
+            copies[device] = jax.device_put(self.dense.params, device)
+        return copies[device]
+
+
+def _with_words(batches: list[Array], index: Array, text: Array) -> Array:
+    """Features of one image's windows, picked out of their batches, with the words."""
+    return similarities(jnp.concatenate(batches)[index], text)
+
+
+_compare: Any = jax.jit(_with_words)
+
+
+def _segmented(
+    key: Key, found: sliding.Found, refined: sliding.Found | None, classes: Classes
+) -> Segmented[Key]:
+    def labels(of: sliding.Found) -> np.ndarray:
+        return classes.labels(of.labels, None if classes.threshold is None else of.best)
+
+    return Segmented(key, labels(found), labels(refined) if refined else None)
+
+
+def load(
+    path: str | Path,
+    protocol: config_lib.Eval | None = None,
+    *,
+    vision: str = "",
+    clip: str = "",
+) -> Segmenter:
+    """Loads the exported aligner at `path`, the export/ folder of a work folder.
+
+    Args:
+      protocol: sizes, windows and templates; None takes those of the training's config.
+      vision, clip: where the encoders are now, a folder or hub id each; "" where they were at
+        training. Other weights than those are refused.
+
+    Raises:
+      UserError: the folder is no export, an encoder cannot be found or is another one.
+    """
+    model = checkpoint.read_model(path)
+    segmenter, aligned = untrained(model, protocol, vision=vision, clip=clip)
+    aligned.use(checkpoint.load_export(path, aligned.shapes))
+    return segmenter
+
+
+def untrained(
+    model: dict[str, Any],
+    protocol: config_lib.Eval | None = None,
+    *,
+    vision: str = "",
+    clip: str = "",
+) -> tuple[Segmenter, Aligned]:
+    """What an export's model.json describes: a segmenter, and its model, which lacks parameters."""
+    aligned = Aligned(model, _same_weights(model, "vision", vision))
+    clip = _same_weights(model, "clip", clip)
+    return Segmenter(aligned, clip, protocol or _protocol(model["config"])), aligned
+
+
+def clip_patches(clip: str, protocol: config_lib.Eval) -> Segmenter:
+    """CLIP's own patches as a segmenter: the paper's baseline."""
+    return Segmenter(ClipPatches(clip), clip, protocol)
 
 
 def _protocol(leaves: dict[str, Any]) -> config_lib.Eval:
@@ -158,23 +257,3 @@ def _same_weights(model: dict[str, Any], name: str, source: str) -> str:
             f"--{name}=FOLDER, or train again."
         )
     return source
-
-
-def load(
-    path: str | Path,
-    protocol: config_lib.Eval | None = None,
-    *,
-    vision: str = "",
-    clip: str = "",
-) -> Segmenter:
-    """Loads the exported aligner at `path`, the export/ folder of a work folder.
-
-    The other arguments are those of `Segmenter`.
-
-    Raises:
-      UserError: the folder is no export, an encoder cannot be found or is another one.
-    """
-    model = checkpoint.read_model(path)
-    segmenter = Segmenter(model, None, protocol, vision=vision, clip=clip)
-    segmenter.params = checkpoint.load_export(path, segmenter.shapes)
-    return segmenter

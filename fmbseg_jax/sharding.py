@@ -101,6 +101,15 @@ def of_all(number: int) -> list[int]:
     return [int(x) for x in multihost_utils.process_allgather(np.int32(number))]
 
 
+def sum_of_all(counts: np.ndarray) -> np.ndarray:
+    """The sum over processes of int64 arrays, exact."""
+    if jax.process_count() == 1:
+        return counts
+    halves = np.stack([counts >> 31, counts & (1 << 31) - 1]).astype(np.int32)  # jax has no int64
+    high, low = multihost_utils.process_allgather(halves).astype(np.int64).sum(0)
+    return (high << 31) + low
+
+
 def by_the_first(act: Callable[[], Any]) -> None:
     """Process 0 does it; where that raises UserError, all processes do."""
     failed: UserError | None = None

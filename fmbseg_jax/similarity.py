@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 
 def similarities(patches: Float[Array, "*s D"], text: Float[Array, "K D"]) -> Float[Array, "*s K"]:
     """Cosine similarity of each patch with each word; both are unit vectors."""
-    return patches @ text.T
+    exact = jax.lax.Precision.HIGHEST if text.dtype == jnp.float32 else None
+    return jnp.matmul(patches, text.T, precision=exact)
 
 
 def product(a: Float[Array, "n m"], b: Float[Array, "m k"]) -> Float[Array, "n k"]:

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
+from fmbseg_jax import pamr
 from fmbseg_jax.similarity import bilinear
 
 
@@ -62,49 +65,197 @@ class Layout:
         )
         return down, right
 
-    def side_by_side(self, similarities: Float[Array, "n h w K"]) -> Float[Array, "r c K"]:
-        """The windows' similarities in one grid, [rows · h, columns · w, K]."""
-        rows, columns = self.starts
-        (h, w), words = self.grid, similarities.shape[-1]
-        grid = similarities.reshape(len(rows), len(columns), h, w, words)
-        return grid.transpose(0, 2, 1, 3, 4).reshape(len(rows) * h, len(columns) * w, words)
-
     def stitch(self, similarities: Float[Array, "n h w K"]) -> Float[Array, "H W K"]:
         """Similarities of the windows → similarities of the output's pixels."""
         down, right = self.matrices
-        return _stitch(jnp.asarray(down), jnp.asarray(right), self.side_by_side(similarities))
+        grid = _side_by_side(similarities, self._shape)
+        return _stitch(jnp.asarray(down), jnp.asarray(right), grid)
 
-    def segment(self, similarities: Float[Array, "n h w K"]) -> Int[Array, "H W"]:
-        """Similarities of the windows → the most similar word of each output pixel, int32.
+    def segment(self, similarities: Float[Array, "n h w K"]) -> Found:
+        """Similarities of the windows → the most similar word of each pixel of the output.
 
-        Works in strips of rows: [H', W', K] of a large image and many words is never held.
+        Goes through the words a few at a time and keeps the best: [H', W', K] is never held. What
+        is compiled depends on the number of windows, and on the output's size rounded up.
         """
-        down, right = self.matrices
-        height, width = self.output
-        words = similarities.shape[-1]
-        strip = max(1, min(height, _STRIP // (width * words)))
-        padded = np.pad(down, ((0, -height % strip), (0, 0)))
-        strips = jnp.asarray(padded.reshape(-1, strip, down.shape[1]))
-        labels = _argmax(strips, jnp.asarray(right), self.side_by_side(similarities))
-        return labels.reshape(-1, width)[:height]
+        (down, right), tall = self.matrices, self._tall
+        grid = _words_first(_side_by_side(similarities, self._shape), tall)
+        if tall:
+            down, right = right, down
+        height, width = len(down), len(right)
+        right = _filled(right, _ROUND)
+        rows = -(-height // _ROUND) * _ROUND
+        strip = max(_ROUND, min(rows, _STRIP // len(right) // _ROUND * _ROUND))
+        strips = _filled(down, strip).reshape(-1, strip, down.shape[1])
+        labels, best = _most_similar(jnp.asarray(strips), jnp.asarray(right), grid)
+        return Found(labels, best, (height, width), tall)
+
+    def segment_refined(
+        self,
+        similarities: Float[Array, "n h w K"],
+        image: UInt8[np.ndarray, "H W 3"],
+        iterations: int,
+    ) -> Found:
+        """The same, with the similarities refined by PAMR at the size of the resized image.
+
+        Args:
+          image: the resized image.
+        """
+        tall = self._tall
+        grid = _words_first(_side_by_side(similarities, self._shape), tall)
+        axes = [
+            _stitch_matrix(self.window, self.stride, patches, size)
+            for patches, size in zip(self.grid, self.image, strict=True)
+        ]
+        to_output = [bilinear(*sizes) for sizes in zip(self.image, self.output, strict=True)]
+        if tall:
+            axes, to_output, image = axes[::-1], to_output[::-1], image.transpose(1, 0, 2)
+        height, width = (len(one) for one in to_output)
+        sizes = [len(axis) for axis in axes]
+        axes = [_filled(axis, _ROUND) for axis in axes]
+        canvas = [len(axis) for axis in axes]
+        to_output = [_filled(_filled(one, _ROUND).T, _ROUND).T for one in to_output]
+        pixels = np.zeros((*canvas, 3), np.float32)
+        pixels[: sizes[0], : sizes[1]] = image
+        index = pamr.around(sizes, canvas)
+        weights = pamr.affinity(jnp.asarray(pixels), index)
+        labels, best = _most_similar_refined(
+            axes, to_output, index, grid, weights, iterations=iterations
+        )
+        return Found(labels, best, (height, width), tall)
+
+    @property
+    def _tall(self) -> bool:
+        """Tall images are laid on their side, so that fewer shapes are compiled."""
+        return self.image[0] > self.image[1]
+
+    @property
+    def _shape(self) -> tuple[int, int, int, int]:
+        """(rows of windows, columns of windows, h, w)."""
+        rows, columns = self.starts
+        return (len(rows), len(columns), *self.grid)
 
 
-_STRIP = 1 << 22  # similarities held at once: 16 MB
+@dataclasses.dataclass
+class Found:
+    """The most similar word of each pixel, still with the device."""
+
+    _labels: Int[Array, "*s y x"]
+    """In strips of rows, [s, y, x], or whole."""
+    _best: Float[Array, "*s y x"]
+    _size: tuple[int, int]
+    _tall: bool
+
+    @property
+    def labels(self) -> Int[np.ndarray, "H W"]:
+        """int32, index of the word."""
+        return self._upright(self._labels)
+
+    @property
+    def best(self) -> Float[np.ndarray, "H W"]:
+        """Its similarity."""
+        return self._upright(self._best)
+
+    def _upright(self, of: Array) -> np.ndarray:
+        height, width = self._size
+        kept = np.asarray(of).reshape(-1, of.shape[-1])[:height, :width]
+        return kept.T if self._tall else kept
+
+
+_WORDS = 8  # compared at once
+_ROUND = 128  # sizes are rounded up to a multiple of it
+_STRIP = 1 << 21  # pixels of a strip of rows: 64 MB of similarities
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _side_by_side(similarities: Array, shape: tuple[int, int, int, int]) -> Array:
+    """[n, h, w, K] → one grid, [rows · h, columns · w, K]."""
+    rows, columns, h, w = shape
+    grid = similarities.reshape(*shape, -1).transpose(0, 2, 1, 3, 4)
+    return grid.reshape(rows * h, columns * w, -1)
+
+
+@functools.partial(jax.jit, static_argnames="tall")
+def _words_first(grid: Array, tall: bool) -> Array:
+    return grid.transpose(2, 1, 0) if tall else grid.transpose(2, 0, 1)
 
 
 @jax.jit
 def _stitch(down: Array, right: Array, grid: Array) -> Array:
-    return jnp.einsum("yr,rck,xc->yxk", down, grid, right)
+    return jnp.einsum("yr,rck,xc->yxk", down, grid, right, precision=_EXACT)
 
 
 @jax.jit
-def _argmax(strips: Array, right: Array, grid: Array) -> Array:
-    wide = jnp.einsum("rck,xc->rxk", grid, right)
+def _most_similar(strips: Array, right: Array, grid: Array) -> tuple[Array, Array]:
+    """A [s, y, r], B [x, c], L [K, r, c] → the best word's index and similarity, [s, y, x]."""
 
-    def strip_labels(down: Array) -> Array:
-        return jnp.argmax(jnp.einsum("yr,rxk->yxk", down, wide), axis=-1).astype(jnp.int32)
+    def strip(down: Array) -> tuple[Array, Array]:
+        shape = (down.shape[0], right.shape[0])
+        return _best(grid, shape, lambda some: _sandwich(down, some, right))
 
-    return jax.lax.map(strip_labels, strips)
+    return jax.lax.map(strip, strips)
+
+
+@functools.partial(jax.jit, static_argnames="iterations")
+def _most_similar_refined(
+    axes: Sequence[Array],
+    to_output: Sequence[Array],
+    index: pamr.Index,
+    grid: Array,
+    weights: Array,
+    *,
+    iterations: int,
+) -> tuple[Array, Array]:
+    def of(some: Array) -> Array:
+        stitched = _sandwich(axes[0], some, axes[1])
+        refined = pamr.refine(stitched, weights, index, iterations)
+        return _sandwich(to_output[0], refined, to_output[1])
+
+    return _best(grid, (len(to_output[0]), len(to_output[1])), of)
+
+
+def compiled() -> int:
+    """How many programs of this module have been compiled, for one shape each."""
+    programs: list[Any] = [_side_by_side, _words_first, _most_similar, _most_similar_refined]
+    return sum(program._cache_size() for program in programs)
+
+
+def _sandwich(down: Array, grid: Array, right: Array) -> Array:
+    """A L Bᵀ of some words at once."""
+    return jnp.matmul(down, jnp.matmul(grid, right.T, precision=_EXACT), precision=_EXACT)
+
+
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+def _best(
+    grid: Array, shape: tuple[int, int], similarities: Callable[[Array], Array]
+) -> tuple[Array, Array]:
+    """Over all words of the grid [K, r, c], the index int32 and value of the highest similarity.
+
+    Args:
+      shape: (y, x) of the result.
+      similarities: of some words, [·, r, c] → [·, y, x].
+    """
+    words = len(grid)
+    at_once = min(_WORDS, words)
+    grid = jnp.pad(grid, ((0, -words % at_once), (0, 0), (0, 0)))
+
+    def compare(found: tuple[Array, Array], some: tuple[Array, Array]) -> tuple[Any, None]:
+        (labels, best), (first, part) = found, some
+        for i, similarity in enumerate(similarities(part)):
+            better = (similarity > best) & (first + i < words)
+            labels, best = jnp.where(better, first + i, labels), jnp.where(better, similarity, best)
+        return (labels, best), None
+
+    start = jnp.zeros(shape, jnp.int32), jnp.full(shape, -jnp.inf)
+    firsts = jnp.arange(0, len(grid), at_once, dtype=jnp.int32)
+    parts = grid.reshape(-1, at_once, *grid.shape[1:])
+    return jax.lax.scan(compare, start, (firsts, parts))[0]
+
+
+def _filled(matrix: np.ndarray, multiple: int) -> np.ndarray:
+    """With rows of zeros below, up to a multiple."""
+    return np.pad(matrix, ((0, -len(matrix) % multiple), (0, 0)))
 
 
 def _starts(size: int, window: int, stride: int) -> np.ndarray:
@@ -116,6 +267,11 @@ def _starts(size: int, window: int, stride: int) -> np.ndarray:
 @functools.lru_cache(64)  # photographs of one camera have one size
 def _axis_matrix(window: int, stride: int, grid: int, image: int, output: int) -> np.ndarray:
     """Patches of all windows along one axis → output pixels along it."""
+    return bilinear(image, output) @ _stitch_matrix(window, stride, grid, image)
+
+
+def _stitch_matrix(window: int, stride: int, grid: int, image: int) -> np.ndarray:
+    """Patches of all windows along one axis → pixels of the resized image along it."""
     starts = _starts(image, window, stride)
     upsample = bilinear(grid, window)
     placed = np.zeros((image, len(starts), grid), np.float32)
@@ -123,4 +279,4 @@ def _axis_matrix(window: int, stride: int, grid: int, image: int, output: int) -
     for i, start in enumerate(starts):
         placed[start : start + window, i] += upsample
         overlaps[start : start + window] += 1
-    return bilinear(image, output) @ (placed / overlaps).reshape(image, -1)
+    return (placed / overlaps).reshape(image, -1)

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import numpy as np
 from fmbseg_jax.data.images import write_atomically
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import encoders, weights
-from fmbseg_jax.models.aligner import unit
 from fmbseg_jax.vocabulary import TEMPLATE, prompts, synonyms
 
 _BATCH = 32  # sentences encoded at once
@@ -33,7 +32,7 @@ class TextFeatures:
 
     def __init__(self, source: str):
         self._source = source
-        self._folder = _cache_folder() / "text" / weights.content_hash(source)
+        self._folder = _cache_folder() / "sentences" / weights.content_hash(source)
         self._known: dict[str, np.ndarray] = {}
 
     @functools.cached_property
@@ -41,25 +40,41 @@ class TextFeatures:
         """D, width of the text space."""
         return encoders.text_spec(self._source).output
 
-    def __call__(self, words: Sequence[str], template: str = TEMPLATE) -> np.ndarray:
+    def __call__(
+        self, words: Sequence[str], template: str | Sequence[str] = TEMPLATE, *, plain: bool = False
+    ) -> np.ndarray:
         """Unit features float32 [K, D] of the words, each put into the template.
 
-        A word with synonyms, `sofa;couch`, gets the mean of their features, at unit length again.
+        Of several templates the features are made unit length, averaged, and made so again (as in
+        SCLIP and its family); with `plain` they are averaged as they come from CLIP (as in TCL). A
+        word with synonyms, `sofa;couch`, gets the mean of their features, at unit length again.
         """
-        sentences = [prompts(synonyms(word), template) for word in words]
-        wanted = dict.fromkeys(sum(sentences, []))
-        new = [sentence for sentence in wanted if not self._remembered(sentence)]
+        templates = [template] if isinstance(template, str) else template
+        names = [synonyms(word) for word in words]
+        sentences = {
+            name: [prompts([name], one)[0] for one in templates] for some in names for name in some
+        }
+        self._look_up(dict.fromkeys(sum(sentences.values(), [])))
+
+        def feature(name: str) -> np.ndarray:
+            found = np.stack([self._known[sentence] for sentence in sentences[name]])
+            return _unit(np.mean(found if plain else _unit(found), axis=0))
+
+        means = [np.mean([feature(name) for name in some], axis=0) for some in names]
+        return _unit(np.stack(means)).astype(np.float32)
+
+    def _look_up(self, sentences: Iterable[str]) -> None:
+        """Afterwards `_known` has them all."""
+        new = [sentence for sentence in sentences if not self._remembered(sentence)]
         for start in range(0, len(new), _BATCH):
             batch = new[start : start + _BATCH]
             for sentence, feature in zip(batch, self._encode(batch), strict=True):
                 self._remember(sentence, feature)
-        means = [np.mean([self._known[one] for one in some], axis=0) for some in sentences]
-        return np.stack([mean / np.linalg.norm(mean) for mean in means]).astype(np.float32)
 
     @functools.cached_property
     def _tower(self) -> tuple[encoders.TextEncoder, Any, Any, Any]:
         module, params, tokenizer = encoders.load_text(self._source)
-        apply = jax.jit(lambda params, ids: unit(module.apply({"params": params}, ids)))
+        apply = jax.jit(lambda params, ids: module.apply({"params": params}, ids))
         return module, params, tokenizer, apply
 
     def _encode(self, sentences: Sequence[str]) -> np.ndarray:
@@ -98,6 +113,10 @@ class TextFeatures:
             write_atomically(self._path(sentence), buffer.getvalue())
         except OSError:
             pass  # a cache that cannot be written costs time, not results
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    return features / np.linalg.norm(features, axis=-1, keepdims=True)
 
 
 def _cache_folder() -> Path:

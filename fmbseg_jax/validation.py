@@ -9,13 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from fmbseg_jax import metrics
+from fmbseg_jax.classes import Classes
 from fmbseg_jax.config import Config
 from fmbseg_jax.data import images
-from fmbseg_jax.data.benchmarks import Folder
+from fmbseg_jax.data.benchmarks import open_folder
 from fmbseg_jax.data.example import decode_pseudo_label, read_metadata
 from fmbseg_jax.data.tfrecord import RecordSource, find_shards
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.segmenter import Segmenter
+from fmbseg_jax.segmenter import untrained
 
 
 class Labelled(Protocol):
@@ -62,16 +63,17 @@ class Validation:
         count = min(config.train.validate_images, len(self._set.names))
         evenly = np.linspace(0, len(self._set.names) - 1, count).round().astype(int)
         self._names = [self._set.names[i] for i in evenly]
-        self._segmenter = Segmenter(model, None, config.eval)
+        self._segmenter, self._aligned = untrained(model, config.eval)
+        self._classes = Classes.of(self._set.words)
 
     def miou(self, params: Any) -> float:
         """Mean over the words that are there, in [0, 1]; NaN where no pixel is labelled."""
-        self._segmenter.params = params
-        words = self._set.words
-        confusion = np.zeros((len(words), len(words)), np.int64)
-        for name in self._names:
-            found = self._segmenter.segment(self._set.image(name), words)
-            confusion += metrics.confusion_matrix(found, self._set.labels(name), len(words))
+        self._aligned.use(params)
+        words = len(self._set.words)
+        prepared = ((name, self._segmenter.prepare(self._set.image(name))) for name in self._names)
+        confusion = np.zeros((words, words), np.int64)
+        for name, labels, _ in self._segmenter.label_maps(prepared, self._classes):
+            confusion += metrics.confusion_matrix(labels, self._set.labels(name), words)
         return metrics.mean_iou(confusion)
 
 
@@ -79,7 +81,7 @@ def _open(root: Path) -> Labelled:
     if (root / "pseudo_labels").is_dir():
         return PseudoLabels(root)
     try:
-        return Folder.open(root)
+        return open_folder(root)
     except UserError as error:
         raise UserError(
             f"train.validate_on={root} is neither a work folder with pseudo_labels/ nor an "

@@ -70,6 +70,14 @@ def parse_words(argument: str) -> tuple[str, ...]:
     return check_words(argument.split(","), "the list of words")
 
 
+def read_templates(argument: str) -> tuple[str, ...]:
+    """A template, or those in a text file with one a line: `a photo of a {}.`"""
+    if not Path(argument).is_file():
+        return (argument,)
+    lines = Path(argument).read_text(encoding="utf-8-sig").splitlines()
+    return tuple(line.strip() for line in lines if line.strip())
+
+
 def synonyms(word: str) -> tuple[str, ...]:
     """The names of a class: `sofa;couch` has two, most words one."""
     return tuple(name.strip() for name in word.split(";") if name.strip())

@@ -2,7 +2,7 @@
 
     python -m labelling --config=configs/toy.py --workdir=work/toy
     python -m labelling --config=FILE --workdir=DIR --images=DIR --words=FILE --figures=8
-    python -m labelling --config=FILE --workdir=DIR --predict
+    python -m labelling --config=FILE --workdir=DIR --predict [--benchmark=voc20]
     python -m labelling --config=FILE --workdir=DIR --engine=ray
 
 A run that was stopped, or killed, goes on where it was when the same command is given again.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -20,10 +20,12 @@ from etils import epath
 from tqdm import tqdm
 
 from fmbseg_jax import program, workfolder
+from fmbseg_jax.classes import Classes, of_benchmark
 from fmbseg_jax.config import Config, flatten
 from fmbseg_jax.data import images
+from fmbseg_jax.data.benchmarks import open_published
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.vocabulary import parse_words, read_words
+from fmbseg_jax.vocabulary import IGNORE, parse_words, read_words
 from labelling import engines
 from labelling.counts import Counts
 from labelling.dataset import Dataset, can_read
@@ -44,16 +46,21 @@ WORKERS = flags.DEFINE_integer(
 PREDICT = flags.DEFINE_bool(
     "predict", False, "Segment --images (default: config.eval.folder/images) without training."
 )
+BENCHMARK = flags.DEFINE_string(
+    "benchmark", "", "With --predict: segment a published benchmark, such as voc20."
+)
 
 
 def main() -> None:
     config: Config = CONFIG.value
     config.data.words = WORDS.value or config.data.words
-    if not config.data.words:
+    if not config.data.words and not BENCHMARK.value:
         raise UserError("No words: give --words=FILE (or sky,grass,...) or set config.data.words.")
     if PREDICT.value:
-        predict_images(config.validate())
+        predict(config.validate())
         return
+    if BENCHMARK.value:
+        raise UserError("--benchmark is for --predict; labels are made of --images.")
     config.data.images = IMAGES.value or config.data.images
     if not config.data.images:
         raise UserError("No images: give --images=DIR or set config.data.images.")
@@ -102,9 +109,8 @@ def label_images(config: Config) -> None:
         raise UserError("An earlier run, without --strict, has skipped images; see above.")
 
 
-def predict_images(config: Config) -> None:
-    """Writes the label maps of stage 1 for a folder of images."""
-    words = parse_words(config.data.words)
+def predict(config: Config) -> None:
+    """Writes the label maps of stage 1 for a benchmark or a folder of images."""
     if FIGURES.value or WORKERS.value > 1 or ENGINE.value != "local":
         raise UserError(
             "--predict runs in this process and draws nothing: leave out --figures, "
@@ -112,8 +118,40 @@ def predict_images(config: Config) -> None:
         )
     if config.data.image_labels:
         raise UserError("--predict takes no image-level labels: leave out data.image_labels.")
+    name, root, files, classes, unlabelled = _to_predict(config)
+    _check_models(config)
+    workdir = workfolder.local(WORKDIR.value)
+    from labelling import models
+    from labelling.predict import predict_images
+
+    out = workdir / "predictions" / name
+    device = models.devices(config.label.device, 1)[0]
+    with workfolder.hold(out.parent):
+        workfolder.claim(workdir, config, _USED, "predictions/[!.]*")
+        predict_images(
+            root,
+            files,
+            classes,
+            out,
+            lambda: models.load(config, classes.words, out / "models.json", device),
+            unlabelled=unlabelled,
+            strict=STRICT.value,
+        )
+
+
+def _to_predict(config: Config) -> tuple[str, Path, Mapping[str, Path], Classes, int]:
+    """Name and root of a set of images, its files, its classes, and what is given to no word."""
+    if BENCHMARK.value:
+        benchmark = open_published(BENCHMARK.value, config.eval.data)
+        files = {name: pair[0] for name, pair in benchmark.files.items()}
+        unlabelled = 0 if benchmark.has_background else IGNORE
+        classes = of_benchmark(config.eval, benchmark)
+        return benchmark.name, benchmark.root, files, classes, unlabelled
     if not IMAGES.value and not config.eval.folder:
-        raise UserError("No images to segment: give --images=DIR or set config.eval.folder.")
+        raise UserError(
+            "No images to segment: give --images=DIR, --benchmark=NAME or set config.eval.folder."
+        )
+    words = parse_words(config.data.words)
     theirs = Path(config.eval.folder, "words.txt")
     if not IMAGES.value and theirs.is_file() and read_words(theirs) != words:
         raise UserError(
@@ -121,23 +159,10 @@ def predict_images(config: Config) -> None:
             f"with that benchmark's. Give --words={theirs}."
         )
     folder = workfolder.local(IMAGES.value or str(Path(config.eval.folder, "images")), "--images")
-    images.find_images(folder)
-    _check_models(config)
-    workdir = workfolder.local(WORKDIR.value)
-    from labelling import models
-    from labelling.predict import predict_folder
-
-    out = workdir / "predictions"
-    device = models.devices(config.label.device, 1)[0]
-    with workfolder.hold(out):
-        workfolder.claim(workdir, config, _USED, "predictions/stage1")
-        predict_folder(
-            folder,
-            out,
-            words,
-            lambda: models.load(config, words, out / "models.json", device),
-            STRICT.value,
-        )
+    root = folder if IMAGES.value else folder.parent
+    names = images.png_names(images.find_images(folder))
+    files = {name: folder / name for name in names}
+    return root.resolve().name, root, files, Classes.of(words), IGNORE
 
 
 def write_shards(worker: Worker, missing: Sequence[int]) -> None:

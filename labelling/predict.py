@@ -1,24 +1,27 @@
 """Training-free segmentation: the label maps of stage 1 themselves, for evaluation.
 
-    predictions/clip_patches/NAME.png   each pixel's most similar of all words: CLIP alone
-    predictions/stage1_1/NAME.png       masks from points
-    predictions/stage1_2/NAME.png       automatic masks
-    predictions/stage1/NAME.png         both
+    predictions/SET/clip_patches/NAME.png   each pixel's most similar of all words: CLIP alone
+    predictions/SET/stage1_1/NAME.png       masks from points
+    predictions/SET/stage1_2/NAME.png       automatic masks
+    predictions/SET/stage1/NAME.png         both
 
-16-bit PNGs of word indices, in the last three IGNORE (65535) where no mask is.
+SET is the folder's or benchmark's name. 16-bit PNGs of class indices; where no mask is, the last
+three have IGNORE (65535), or 0 in a benchmark whose class 0 is the background.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from fmbseg_jax.classes import Classes
 from fmbseg_jax.data import images, label_maps
 from fmbseg_jax.data.images import ImageError
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.vocabulary import IGNORE
 from fmbseg_jax.workfolder import remember
 from labelling.compose import most_similar
 from labelling.dataset import read_file
@@ -39,41 +42,51 @@ def predict(labeller: Labeller, image: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def predict_folder(
-    folder: Path, out: Path, words: Sequence[str], load: Callable[[], Labeller], strict: bool
+def predict_images(
+    root: Path,
+    files: Mapping[str, Path],
+    classes: Classes,
+    out: Path,
+    load: Callable[[], Labeller],
+    *,
+    unlabelled: int,
+    strict: bool,
 ) -> None:
-    """Segments all images of a folder into `out`; those that are there already are passed over.
+    """Segments images into `out`; those that are there already are passed over.
 
     Args:
-      load: makes the labeller; called only if there is something to do.
+      root: what is remembered as their origin.
+      files: by name.
+      load: makes the labeller of the classes' words; called only if there is something to do.
+      unlabelled: what a pixel gets that no mask covers.
+      strict: stop at the first image that cannot be read.
     """
-    names = images.find_images(folder)
-    targets = images.png_names(names)
     out.mkdir(parents=True, exist_ok=True)
-    facts = {"images": str(folder.resolve()), "words": list(words)}
+    facts = {"images": str(root.resolve()), "words": list(classes.words)}
     remember(out / "manifest.json", facts, "Delete that folder, or give another --workdir.")
     # The last kind is written last: where it is, so are the others.
-    todo = [name for name in names if not (out / KINDS[-1] / targets[name]).exists()]
+    todo = [name for name in files if not label_maps.path(out / KINDS[-1], name).exists()]
     skipped = []
     if todo:
         labeller = load()
-        with tqdm(total=len(names), initial=len(names) - len(todo), unit="image") as bar:
+        with tqdm(total=len(files), initial=len(files) - len(todo), unit="image") as bar:
             for name in todo:
                 try:
-                    image = images.decode(read_file(folder, name))
-                    _write(out, targets[name], predict(labeller, image))
+                    image = images.decode(read_file(files[name].parent, files[name].name))
+                    for kind, found in predict(labeller, image).items():
+                        known = classes.labels(np.where(found == IGNORE, 0, found))
+                        labels = np.where(found == IGNORE, np.uint16(unlabelled), known)
+                        _write(label_maps.path(out / kind, name), labels)
                 except ImageError as error:
                     if strict:
                         raise UserError(f"{name} {error}.") from None
                     skipped.append(f"  {name} {error}")
                 bar.update()
-    print(f"\npredictions of {len(names) - len(skipped)} images in {out}: {', '.join(KINDS)}")
+    print(f"\npredictions of {len(files) - len(skipped)} images in {out}: {', '.join(KINDS)}")
     if skipped:
         print(f"{len(skipped)} images skipped:", *skipped, sep="\n")
 
 
-def _write(out: Path, target: str, found: dict[str, np.ndarray]) -> None:
-    for kind in KINDS:
-        path = out / kind / target
-        path.parent.mkdir(parents=True, exist_ok=True)
-        images.write_atomically(path, label_maps.encode(found[kind]))
+def _write(path: Path, labels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images.write_atomically(path, label_maps.encode(labels))

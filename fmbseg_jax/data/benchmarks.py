@@ -1,62 +1,251 @@
-"""Annotated images on disk, for evaluation."""
+"""Annotated images on disk, for evaluation: any folder, and the published benchmarks."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from fmbseg_jax.data import images, label_maps
+from fmbseg_jax.data import coco, images, label_maps
+from fmbseg_jax.data.published import PUBLISHED, Published, Source
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.vocabulary import read_words
+from fmbseg_jax.vocabulary import IGNORE, read_words
 
 
 @dataclasses.dataclass(frozen=True)
-class Folder:
+class Benchmark:
+    """Images, each with a label map."""
+
+    name: str
+    root: Path
+    words: tuple[str, ...]
+    """Class names."""
+    files: Mapping[str, tuple[Path, Path]]
+    """By name of the image, its file and that of its label map."""
+    read: Callable[[Path], np.ndarray]
+    """File of a label map → uint16 [H, W], class or IGNORE."""
+    published: Published | None = None
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return self.published.title if self.published else self.name
+
+    @property
+    def has_background(self) -> bool:
+        """Whether class 0 is what is no other class."""
+        return bool(self.published and self.published.background)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the images."""
+        return tuple(self.files)
+
+    def image(self, name: str) -> np.ndarray:
+        """uint8 [H, W, 3]."""
+        path = self.files[name][0]
+        try:
+            return images.decode(path.read_bytes())
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+        except images.ImageError as error:
+            raise UserError(f"{path} {error}") from None
+
+    def labels(self, name: str) -> np.ndarray:
+        """uint16 [H, W], class or IGNORE."""
+        return self.read(self.files[name][1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What a benchmark has on disk."""
+
+    name: str
+    images: int
+    expected: int
+    """Images that the published benchmark has; 0 for a folder of one's own."""
+    seen: int
+    """Classes that a pixel is labelled with."""
+    classes: int
+    ignored: float
+    """Share of the pixels that is not counted."""
+
+
+def check(benchmark: Benchmark) -> Check:
+    """Reads every label map; raises UserError where one is damaged or not of its image's size."""
+
+    def count(name: str) -> np.ndarray:
+        labels, (image, path) = benchmark.labels(name), benchmark.files[name]
+        size = images.size(image)
+        if labels.shape != size:
+            raise UserError(f"{path} is {labels.shape}, {image} {size} (rows, columns).")
+        return np.bincount(labels.reshape(-1), minlength=IGNORE + 1)
+
+    counts = np.zeros(IGNORE + 1, np.int64)
+    with ThreadPoolExecutor() as pool:
+        names = tqdm(benchmark.names, desc=benchmark.name, unit=" image", dynamic_ncols=True)
+        for one in pool.map(count, names):
+            counts += one
+    expected = benchmark.published.count if benchmark.published else 0
+    seen = int(np.count_nonzero(counts[:IGNORE]))
+    return Check(
+        benchmark.name,
+        len(benchmark.names),
+        expected,
+        seen,
+        len(benchmark.words),
+        counts[IGNORE] / counts.sum(),
+    )
+
+
+def open_folder(root: str | Path) -> Benchmark:
     """Any folder with `images/`, `labels/` (PNGs of word indices) and `words.txt`.
 
     `labels/` mirrors `images/` with the ending .png. In an 8-bit PNG 255 means "not labelled", in a
     16-bit one 65535 does.
+
+    Raises:
+      UserError: it is laid out otherwise; the message lists what was looked for and is not there.
     """
+    root = Path(root)
+    missing = [name for name in ("images/", "labels/", "words.txt") if not (root / name).exists()]
+    if missing:
+        raise UserError(
+            f"{root or 'eval.folder'} is no annotated folder: it lacks {', '.join(missing)}. "
+            "Expected images/NAME.jpg, labels/NAME.png with word indices, and words.txt."
+        )
+    words = read_words(root / "words.txt")
+    names = images.png_names(images.find_images(root / "images"))
+    files = {name: (root / "images" / name, root / "labels" / png) for name, png in names.items()}
+    _check_labels(root, files)
+    read = functools.partial(label_maps.read, num_words=len(words))
+    return Benchmark(root.resolve().name, root, words, files, read)
 
-    root: Path
-    words: tuple[str, ...]
-    names: tuple[str, ...]
-    """Images, relative to `images/`."""
 
-    @classmethod
-    def open(cls, root: str | Path) -> Folder:
-        """Checks the layout; raises UserError that lists what was looked for and is not there."""
-        root = Path(root)
-        wanted = {"images/": root / "images", "labels/": root / "labels", "words.txt": root / "words.txt"}
-        missing = [name for name, path in wanted.items() if not path.exists()]
-        if missing:
-            raise UserError(
-                f"{root or 'eval.folder'} is no annotated folder: it lacks {', '.join(missing)}. "
-                "Expected images/NAME.jpg, labels/NAME.png with word indices, and words.txt."
-            )
-        names = images.find_images(root / "images")
-        images.png_names(names)
-        without = [name for name in names if not _label_path(root, name).exists()]
+def open_published(name: str, data: str | Path) -> Benchmark:
+    """The published benchmark `name`, under the folder `data`.
+
+    Raises:
+      UserError: there is no such benchmark, or its files are not there; the message lists what was
+        looked for, and where.
+    """
+    if name not in PUBLISHED:
+        raise UserError(f"There is no benchmark {name!r}. There are: {', '.join(PUBLISHED)}.")
+    published, looked_for = PUBLISHED[name], []
+    for root in (Path(data) / place for place in published.roots):
+        for pattern in published.images:
+            for source in published.sources:
+                wanted = _wanted(published, pattern, source)
+                missing = [path for path in wanted if not (root / path).exists()]
+                if not missing:
+                    return _found(name, published, root, pattern, source)
+                looked_for.append((root, wanted, missing))
+    raise UserError(_not_there(name, published, Path(data), looked_for))
+
+
+def _wanted(published: Published, pattern: str, source: Source) -> list[str]:
+    """Folders and files of one layout, relative to its root."""
+    patterns = [pattern, source.labels, *([source.things] if source.things else [])]
+    files = [name for name in (published.split, source.panoptic) if name]
+    return [*dict.fromkeys(one.partition("{}")[0] for one in patterns), *files]
+
+
+def _found(
+    name: str, published: Published, root: Path, pattern: str, source: Source
+) -> Benchmark:
+    if published.split:
+        names = (root / published.split).read_text().split()
+    else:
+        names = _names(root, pattern)
+    files = {
+        one: (root / pattern.format(one), root / source.labels.format(one)) for one in names
+    }
+    if not files:
+        raise UserError(f"{root / pattern.format('*')}: no such image.")
+    _check_labels(root, files)
+    table = _table(published, source)
+    read = functools.partial(_read, table=table, raw=_reader(root, source))
+    return Benchmark(name, root, published.words, files, read, published)
+
+
+def _names(root: Path, pattern: str) -> list[str]:
+    """What stands for {} in the files that match a pattern, sorted."""
+    folder, _, suffix = pattern.partition("{}")
+    found = (path.relative_to(root / folder).as_posix() for path in (root / folder).rglob("*"))
+    return sorted(name.removesuffix(suffix) for name in found if name.endswith(suffix))
+
+
+def _not_there(
+    name: str,
+    published: Published,
+    data: Path,
+    looked_for: list[tuple[Path, list[str], list[str]]],
+) -> str:
+    lines = [f"{name} ({published.title}) is not under {data}. Looked for one of:"]
+    for root, wanted, missing in looked_for:
+        if root.is_dir() and (root != data or len(missing) < len(wanted)):
+            lacks = ", ".join(missing)
+            lines.append(f"  {root}: {', '.join(wanted)}. Not there: {lacks}.")
+        else:
+            lines.append(f"  {root}: {', '.join(wanted)}.")
+    lines.append("docs/reproduce.md says where it comes from. Give its place: --config.eval.data=DIR.")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _check_labels(root: Path, files: Mapping[str, tuple[Path, Path]]) -> None:
+    """Raises UserError where an image or a label map is not there."""
+    for i, kind in enumerate(("image", "label map")):
+        without = [(name, pair[i]) for name, pair in files.items() if not pair[i].exists()]
         if without:
+            name, path = without[0]
             raise UserError(
-                f"{root} has {len(without)} images without a label map, such as {without[0]} "
-                f"(looked for {_label_path(root, without[0])})."
+                f"{root} has {len(without)} of {len(files)} images without "
+                f"{'their file' if kind == 'image' else 'a label map'}, such as {name} "
+                f"(looked for {path})."
             )
-        return cls(root, read_words(root / "words.txt"), tuple(names))
-
-    def image(self, name: str) -> np.ndarray:
-        """uint8 [H, W, 3]."""
-        try:
-            return images.decode((self.root / "images" / name).read_bytes())
-        except images.ImageError as error:
-            raise UserError(f"{self.root / 'images' / name} {error}") from None
-
-    def labels(self, name: str) -> np.ndarray:
-        """uint16 [H, W], word index or IGNORE."""
-        return label_maps.read(_label_path(self.root, name), len(self.words))
 
 
-def _label_path(root: Path, name: str) -> Path:
-    return (root / "labels" / name).with_suffix(".png")
+_UNKNOWN = IGNORE - 1  # a value that a label map of the benchmark should not have
+
+
+def _table(published: Published, source: Source) -> np.ndarray:
+    """uint16 [65536]: a map's value → class, IGNORE or _UNKNOWN."""
+    table = np.full(1 << 16, _UNKNOWN, np.uint16)
+    values = source.values or {value: value for value in published.classes}
+    for value, category in values.items():
+        table[value] = published.classes.get(category, _UNKNOWN)
+    return table
+
+
+def _reader(root: Path, source: Source) -> Callable[[Path], np.ndarray]:
+    """File of a label map → its values, [H, W]."""
+    segments = root / source.panoptic
+
+    def with_things(path: Path) -> np.ndarray:
+        values = label_maps.read_values(path)
+        things = coco.read_panoptic(root / source.things.format(path.stem), segments)
+        things = np.where(np.isin(things, coco.THINGS), things, coco.UNLABELLED)
+        return np.where(values == coco.OTHER, things, values)
+
+    if source.things:
+        return with_things
+    if source.panoptic:
+        return functools.partial(coco.read_panoptic, segments=segments)
+    return label_maps.read_values
+
+
+def _read(path: Path, table: np.ndarray, raw: Callable[[Path], np.ndarray]) -> np.ndarray:
+    values = raw(path)
+    labels = table[values]
+    unknown = values[labels == _UNKNOWN]
+    if unknown.size:
+        raise UserError(
+            f"The label map {path} has the value {int(unknown[0])}, which this benchmark does not "
+            "know. Is it the right file, as docs/reproduce.md describes it?"
+        )
+    return labels

@@ -115,6 +115,13 @@ def decode(data: bytes) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
+def size(path: epath.PathLike) -> tuple[int, int]:
+    """(H, W) of an image file, upright as `decode` gives it; reads its header alone."""
+    with Image.open(path) as file:
+        turned = file.getexif().get(0x0112, 1) >= 5
+        return (file.width, file.height) if turned else (file.height, file.width)
+
+
 def _scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:
     """Grey levels of 16 bits (or any range, for 32) → uint8 [H, W, 3]."""
     top = 65535 if pixels.max(initial=0) > 255 else 255

@@ -8,8 +8,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fmbseg_jax.data.images import EXTENSIONS
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
+
+
+def path(folder: Path, name: str) -> Path:
+    """Where the label map of the image `name` lies, whether that has a file's ending or not."""
+    stem, dot, ending = name.rpartition(".")
+    return folder / f"{stem if dot + ending.lower() in EXTENSIONS else name}.png"
 
 
 def encode(labels: np.ndarray) -> bytes:
@@ -24,31 +31,40 @@ def decode(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data))).astype(np.uint16)
 
 
-def read(path: str | Path, num_words: int) -> np.ndarray:
+def read(file: str | Path, num_words: int) -> np.ndarray:
     """Any label PNG, grey (8 or 16 bits) or palette → uint16 [H, W]; 255 of 8 bits is IGNORE.
 
     Raises:
-      UserError: there is no such file, it cannot be read, has several channels, or an index of
-        `num_words` or more.
+      UserError: as `read_values`, or the map has an index of `num_words` or more.
     """
-    try:
-        with Image.open(path) as file:
-            mode, labels = file.mode, np.asarray(file)
-    except FileNotFoundError:
-        raise UserError(f"No label map at {path}.") from None
-    except Exception as error:  # Pillow's readers raise many kinds on damaged files
-        raise UserError(f"The label map {path} cannot be read: {error}") from None
-    if mode not in ("L", "P") and not mode.startswith("I"):
-        raise UserError(
-            f"The label map {path} has mode {mode}; expected one channel of 8 or 16 bits that "
-            "holds word indices."
-        )
-    if mode in ("L", "P"):
+    labels = read_values(file)
+    if labels.dtype == np.uint8:
         labels = np.where(labels == 255, IGNORE, labels.astype(np.uint16))
     wrong = labels[(labels != IGNORE) & ((labels < 0) | (labels >= num_words))]
     if wrong.size:
         raise UserError(
-            f"The label map {path} has the index {int(wrong.flat[0])}; {num_words} words allow 0 "
+            f"The label map {file} has the index {int(wrong.flat[0])}; {num_words} words allow 0 "
             f"to {num_words - 1}, and {IGNORE} (255 in 8 bits) for no word."
         )
     return labels.astype(np.uint16)
+
+
+def read_values(file: str | Path) -> np.ndarray:
+    """Any PNG of one channel → its values [H, W], uint8 where it has 8 bits.
+
+    Raises:
+      UserError: there is no such file, it cannot be read, or has several channels.
+    """
+    try:
+        with Image.open(file) as image:
+            mode, values = image.mode, np.asarray(image)
+    except FileNotFoundError:
+        raise UserError(f"No label map at {file}.") from None
+    except Exception as error:  # Pillow's readers raise many kinds on damaged files
+        raise UserError(f"The label map {file} cannot be read: {error}") from None
+    if mode not in ("L", "P") and not mode.startswith("I"):
+        raise UserError(
+            f"The label map {file} has mode {mode}; expected one channel of 8 or 16 bits that "
+            "holds word indices."
+        )
+    return values

@@ -1,0 +1,64 @@
+"""COCO's category ids, its panoptic format, and how its label maps come to hold such ids."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fmbseg_jax.errors import UserError
+
+_UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+THINGS = tuple(i for i in range(1, 91) if i not in _UNUSED)
+"""Ids of the 80 objects, in the order of their names."""
+STUFF = tuple(range(92, 183))
+"""Ids of the 91 kinds of stuff, in the order of their names."""
+UNLABELLED = 0
+OTHER = 183
+"""In the pixel maps of stuff: some object."""
+
+AS_IS = {i: i for i in range(201)} | {255: UNLABELLED}
+"""Maps that hold ids: panoptic ones (184 to 200 are merged kinds of stuff), pixel maps of stuff."""
+FROM_STUFF_THING_MAPS = {i - 1: i for i in range(1, 183)} | {255: UNLABELLED}
+"""COCO-Stuff's own PNGs hold ids minus one."""
+FROM_STUFF_TRAIN_IDS = dict(enumerate(THINGS + STUFF)) | {255: UNLABELLED}
+"""`*_labelTrainIds.png`: the 171 classes in order."""
+FROM_OBJECT_TRAIN_IDS = dict(enumerate((UNLABELLED, *THINGS))) | {255: UNLABELLED}
+"""`*_instanceTrainIds.png`: 0 for all that is no object, then the 80."""
+
+
+def read_panoptic(png: Path, segments: Path) -> np.ndarray:
+    """A panoptic PNG and the JSON of its set → category ids, uint16 [H, W].
+
+    A pixel's colour is the id of its segment, R + 256 G + 65536 B; 0 is unlabelled.
+    """
+    categories = _segments(segments).get(png.name)
+    if categories is None:
+        raise UserError(f"{segments} has no annotation of {png.name}. Take both from one download.")
+    try:
+        with Image.open(png) as file:
+            colours = np.asarray(file.convert("RGB"), np.int64)
+    except Exception as error:  # Pillow's readers raise many kinds on damaged files
+        raise UserError(f"The label map {png} cannot be read: {error}") from None
+    present, where = np.unique(colours @ (1, 256, 65536), return_inverse=True)
+    unknown = [i for i in present if i and i not in categories]
+    if unknown:
+        raise UserError(f"{png} has the segment {unknown[0]}, which {segments} does not describe.")
+    ids = np.asarray([categories[i] if i else UNLABELLED for i in present.tolist()], np.uint16)
+    return ids[where].reshape(colours.shape[:2])
+
+
+@functools.lru_cache(2)
+def _segments(path: Path) -> dict[str, dict[int, int]]:
+    """By PNG, the category of each segment."""
+    try:
+        annotations = json.loads(path.read_text())["annotations"]
+        return {
+            one["file_name"]: {s["id"]: s["category_id"] for s in one["segments_info"]}
+            for one in annotations
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a panoptic JSON of COCO: {error!r}") from None

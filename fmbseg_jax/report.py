@@ -1,0 +1,226 @@
+"""What an evaluation leaves behind: tables, JSON, pictures."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fmbseg_jax
+from fmbseg_jax import figures
+from fmbseg_jax.classes import background_rule
+from fmbseg_jax.config import Config, Eval, flatten
+from fmbseg_jax.data.benchmarks import Benchmark, Check
+from fmbseg_jax.data.images import write_atomically
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.evaluation import Result
+
+TITLES = {
+    "clip_patches": "CLIP's patches alone",
+    "clip_windows": "CLIP's patches, same windows",
+    "stage1_1": "stage 1.1: points",
+    "stage1_2": "stage 1.2: automatic masks",
+    "stage1": "stage 1: both",
+    "aligner": "the aligner",
+    "oracle": "ceiling: trained on the truth",
+}
+"""What is scored, in the order of the tables."""
+
+Results = Mapping[str, Sequence[Result]]
+"""By what was scored, its result, and perhaps a second one, refined by PAMR."""
+
+
+def notes(protocol: Eval, benchmarks: Sequence[Benchmark]) -> list[str]:
+    """Sentences on how the results came about; no table goes without them."""
+    lines = [
+        f"Protocol: short side {protocol.short_side}, window {protocol.window}, stride "
+        f'{protocol.stride}; template "{protocol.template}"; an unlabelled pixel counts as a miss'
+        + (f"; PAMR with {protocol.pamr} iterations" if protocol.pamr else "")
+        + "."
+    ]
+    for benchmark in benchmarks:
+        found = f"{benchmark.name}: {len(benchmark.names):,} images, {len(benchmark.words)} classes"
+        if published := benchmark.published:
+            if benchmark.has_background:
+                found += f"; background by {background(protocol, benchmark)}"
+            if len(benchmark.names) != published.count:
+                found += f"; NOT the whole set, which has {published.count:,} images"
+        lines.append(found + ".")
+    return lines
+
+
+def background(protocol: Eval, benchmark: Benchmark) -> str:
+    """How the background is found, in a few words."""
+    rule = background_rule(protocol, benchmark)
+    texts = {
+        "words": f"words ({protocol.background_words})",
+        "threshold": f"threshold ({protocol.threshold})",
+        "none": "its own name",
+    }
+    return texts[rule]
+
+
+def rows(benchmark: Benchmark, results: Results) -> list[list[str]]:
+    """Cells of the table: benchmark, what, mIoU, PAMR, paper, difference, labelled, images."""
+    paper = benchmark.published.paper if benchmark.published else None
+    table = []
+    for name, (plain, *refined) in results.items():
+        miou, compared = 100 * plain.miou, paper is not None and name == "aligner"
+        table.append(
+            [
+                benchmark.name,
+                TITLES.get(name, name),
+                f"{miou:.2f}",
+                f"{100 * refined[0].miou:.2f}" if refined else "",
+                f"{paper:.2f}" if compared else "",
+                f"{miou - paper:+.2f}" if compared and paper is not None else "",
+                f"{100 * plain.coverage:.1f}%",
+                f"{plain.images:,}",
+            ]
+        )
+    return table
+
+
+HEADINGS = ["", "", "mIoU", "PAMR", "paper", "difference", "labelled", "images"]
+_WORDY = 2  # columns that are set flush left
+
+
+def as_text(table: Sequence[Sequence[str]]) -> str:
+    """For a terminal; columns without any value are left out."""
+    columns = _filled_columns(table)
+    widths = [max(len(row[j]) for row in [HEADINGS, *table]) for j in columns]
+    lines = []
+    for row in [HEADINGS, *table]:
+        cells = [
+            row[j].ljust(width) if j < _WORDY else row[j].rjust(width)
+            for j, width in zip(columns, widths, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def as_markdown(table: Sequence[Sequence[str]]) -> str:
+    """As a table of Markdown."""
+    columns = _filled_columns(table)
+    lines = [HEADINGS, ["---" if j < _WORDY else "---:" for j in range(len(HEADINGS))], *table]
+    return "\n".join("| " + " | ".join(line[j] for j in columns) + " |" for line in lines)
+
+
+def _filled_columns(table: Sequence[Sequence[str]]) -> list[int]:
+    return [j for j in range(len(HEADINGS)) if any(row[j] for row in table)]
+
+
+def write_json(
+    path: Path,
+    benchmark: Benchmark,
+    results: Results,
+    config: Config,
+    facts: dict[str, Any],
+) -> None:
+    """NAME.json: results, and everything that is needed to repeat them.
+
+    Args:
+      facts: hashes of the models, how the background was found, and such.
+    """
+    rest = {
+        "benchmark": benchmark.name,
+        "root": str(benchmark.root),
+        "classes": list(benchmark.words),
+        "systems": {
+            name + (" + PAMR" if i else ""): _facts(result, benchmark)
+            for name, some in results.items()
+            for i, result in enumerate(some)
+        },
+        "config": {name: value for name, value in flatten(config).items()},
+        "versions": _versions(),
+        "commit": _commit(),
+        **facts,
+    }
+    write_atomically(path, (json.dumps(rest, indent=1) + "\n").encode())
+
+
+def _facts(result: Result, benchmark: Benchmark) -> dict[str, Any]:
+    """IoU is null for a class that is in no label map and in no result."""
+    iou = [None if np.isnan(value) else float(value) for value in result.iou]
+    square = result.confusion[:, :-1]
+    return {
+        "miou": result.miou,
+        "coverage": result.coverage,
+        "images": result.images,
+        "iou": dict(zip(benchmark.words, iou, strict=True)),
+        "pixels": {
+            "labels": result.confusion.sum(1).tolist(),
+            "results": square.sum(0).tolist(),
+            "both": np.diagonal(square).tolist(),
+        },
+    }
+
+
+def _versions() -> dict[str, str]:
+    names = ["jax", "flax", "numpy", "pillow"]
+    return {"fmbseg_jax": fmbseg_jax.__version__} | {
+        name: importlib.metadata.version(name) for name in names
+    }
+
+
+def _commit() -> str | None:
+    """Of the checkout that this package lies in, if it does."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def at_even_distances(names: Sequence[str], count: int) -> list[str]:
+    """`count` of the names, or all."""
+    return list(names[:: max(1, len(names) // count)][:count])
+
+
+def best_and_worst(by_image: Mapping[str, float], count: int) -> dict[str, str]:
+    """The `count` images of the highest and of the lowest mIoU, with what to say of each."""
+    scored = sorted(
+        ((value, name) for name, value in by_image.items() if not np.isnan(value)), reverse=True
+    )
+    count = min(count, -(-len(scored) // 2))
+    best, worst = scored[:count], scored[count:][-count:]
+    return {name: f"mIoU {100 * value:.0f}" for value, name in best + worst}
+
+
+def confusion_map(result: Result, words: Sequence[str]) -> np.ndarray:
+    """uint8 [h, w, 3]: of each label's pixels (rows) the share that got each class (columns).
+
+    Colours go by the root of the share, so that rare confusions can be seen.
+    """
+    shares = result.confusion[:, :-1] / np.maximum(result.confusion.sum(1, keepdims=True), 1)
+    rows = [
+        f"{word}  –" if np.isnan(iou) else f"{word}  {100 * iou:.0f}"
+        for word, iou in zip(words, result.iou, strict=True)
+    ]
+    title = "Rows: the truth, with its IoU. Columns: the result. Colour: root of the share"
+    return figures.matrix(np.sqrt(shares), rows, words, title)
+
+
+def print_checks(checks: Sequence[Check]) -> None:
+    """A table of what is on disk; raises UserError where a benchmark is not as published."""
+    lines = [["", "images", "expected", "classes", "expected", "no class"]]
+    for one in checks:
+        expected = f"{one.expected:,}" if one.expected else ""
+        images, seen = f"{one.images:,}", f"{one.seen}"
+        lines.append([one.name, images, expected, seen, f"{one.classes}", f"{one.ignored:.1%}"])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        first, *rest = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join([first.strip().ljust(widths[0]), *rest]))
+    wrong = [one.name for one in checks if one.expected not in (0, one.images)]
+    if wrong:
+        raise UserError(
+            f"Not the number of images that is published: {', '.join(wrong)}. Results would not be "
+            "comparable; docs/reproduce.md says where the whole sets come from."
+        )
