@@ -191,6 +191,8 @@ def main() -> None:
     if CHECK.value:
         report.print_checks([check(benchmark) for benchmark in benchmarks])
         return
+    if not WORKDIR.value:
+        raise UserError("Flag --workdir is missing: the folder of the experiment.")
     workdir = Path(workfolder.make(workfolder.local(WORKDIR.value)))
     model = Path(MODEL.value or workdir / "export")
     predictions = Path(PREDICTIONS.value) if PREDICTIONS.value else None
@@ -200,7 +202,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    CONFIG, WORKDIR = program.define_config()
+    CONFIG, WORKDIR = program.define_config(workdir_required=False)
     MODEL = flags.DEFINE_string("model", "", "Exported aligner; WORKDIR/export if not given.")
     BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Published benchmarks: voc21,ade150,...")
     PREDICTIONS = flags.DEFINE_string("predictions", "", "Label maps of another system to score.")

@@ -32,7 +32,7 @@ def get_config() -> Config:
     # to learn than a few hundred steps on so few scenes give it.
     config.train.aligner = "mlp"
     config.train.heads = 2
-    config.train.peak_lr = 0.3
+    config.train.peak_lr = 0.3  # by benchmarks/sweep.py
     config.train.checkpoint_every = 100
 
     config.eval.folder = "data/toy/test"

@@ -153,11 +153,12 @@ class Train(_Section):
     target data set. "" starts afresh."""
     loss: str = "tsupcon"
     """"tsupcon", "supcon" or "prototype": Table 2 of the paper."""
-    temperature: float = 0.1
+    temperature: float = 0.03
     """Similarities are divided by it. The equations have none (1.0), and a softmax over cosines is
-    then nearly flat. Ours."""
+    then nearly flat. Ours, by benchmarks/sweep.py."""
     text_weight: float = 1.0
-    """Weight of the text terms of equation 1; 1.0 is as printed."""
+    """Weight of the text terms of equation 1; 1.0 is as printed, and the best of
+    benchmarks/sweep.py."""
     balanced: bool = True
     """Whether each of the two sums of equation 1 is divided by its own number of terms. As printed
     (False), a few text terms stand against thousands of patch terms, and patches cluster without
@@ -167,7 +168,8 @@ class Train(_Section):
     momentum: float = 0.9
     """Momentum of SGD. Ours."""
     peak_lr: float = 0.1
-    """Highest learning rate, at the end of the warm-up; falls to 0 along a cosine. Ours."""
+    """Highest learning rate, at the end of the warm-up; falls to 0 along a cosine. Ours, for the
+    block by benchmarks/sweep.py."""
     warmup: float = 0.05
     """Share of the steps over which the learning rate rises linearly. Ours."""
     weight_decay: float = 0.0

@@ -28,11 +28,11 @@ from fmbseg_jax import config as config_lib
 from fmbseg_jax.errors import UserError
 
 
-def define_config() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+def define_config(workdir_required: bool = True) -> tuple[flags.FlagHolder, flags.FlagHolder]:
     """Defines --config=FILE (with --config.SECTION.FIELD=VALUE) and --workdir=DIR."""
     config = config_flags.DEFINE_config_file("config", help_string="The experiment: configs/*.py.")
     workdir = flags.DEFINE_string("workdir", None, "Where the results go; made if needed.")
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flags_as_required(["config", "workdir"] if workdir_required else ["config"])
     return config, workdir
 
 

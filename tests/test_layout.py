@@ -9,11 +9,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = [
     "errors config vocabulary workfolder program hub figures data.tfrecord data.example "
-    "data.images data.label_maps",
+    "data.images data.label_maps data.coco data.published data.benchmarks classes",
     "models.positions models.transformer models.specs models.tables models.encoders "
-    "models.weights models.aligner similarity rings pairs_by_row pairs losses sliding metrics",
-    "data.pipeline data.benchmarks patches text sharding preemption checkpoint logs",
-    "training training_data evaluation segmenter",
+    "models.weights models.aligner similarity rings pairs_by_row pairs losses windows pamr sliding metrics",
+    "data.pipeline patches dense text sharding preemption checkpoint logs",
+    "training training_data segmenter evaluation report",
     "validation",
     "trainer",
     "features segment train evaluate",

@@ -97,60 +97,109 @@ def _log(workdir):
     return [json.loads(line) for line in (workdir / "metrics" / "train.jsonl").open()]
 
 
+def results(workdir):
+    return json.loads((workdir / "evaluation" / "test.json").read_text())["systems"]
+
+
+def counted(workdir):
+    """Lines of the counts, the first of which says whose they are."""
+    path = workdir / "evaluation" / "counts" / "test" / "aligner.0.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
 def test_evaluation_continues_after_a_kill(done, world, tmp_path):
     shutil.copytree(done / "export", tmp_path / "export")
-    command = ["evaluate.py", *world.flags, f"--workdir={tmp_path}"]
-    predictions = tmp_path / "predictions" / "aligner"
-    assert killed(lambda: count("*.png")(predictions) >= 2, *command)
-    made = {path: path.stat().st_mtime_ns for path in predictions.glob("*.png")}
-    run(*command)
-    assert made.items() <= {p: p.stat().st_mtime_ns for p in predictions.glob("*.png")}.items()
-    summary = "evaluation/summary.json"
-    assert json.loads((tmp_path / summary).read_text()) == json.loads((done / summary).read_text())
+    command = ["evaluate.py", *world.flags, f"--workdir={tmp_path}", "--config.eval.batch_size=1"]
+    assert killed(lambda: len(counted(tmp_path)) >= 3, *command)
+    there = counted(tmp_path)
+    with open(tmp_path / "evaluation/counts/test/aligner.0.jsonl", "a") as file:
+        file.write('{"image": "cut sho')  # as a kill in the middle of a line leaves it
+    output = run(*command).stdout
+    assert f"{len(there) - 1}/5" in output  # not counted again
+    assert counted(tmp_path)[: len(there)] == there
+    assert results(tmp_path) == results(done)
 
 
-def test_the_summary_is_what_numpy_counts(done, world):
-    summary = json.loads((done / "evaluation" / "summary.json").read_text())["aligner"]
-    confusion = np.zeros((16, 16))
+def test_the_result_is_what_numpy_counts(done, world):
+    import fmbseg_jax
+
+    segmenter = fmbseg_jax.load(done / "export")
+    words = (world.root / "test" / "words.txt").read_text().split("\n")[:15]
+    confusion = np.zeros((15, 15))
     for path in (world.root / "test" / "labels").glob("*.png"):
-        truth = np.asarray(Image.open(path)).ravel()
-        guess = np.asarray(Image.open(done / "predictions" / "aligner" / path.name)).ravel()
-        np.add.at(confusion, (truth, guess), 1)
+        image = np.asarray(Image.open(world.root / "test" / "images" / path.name))
+        np.add.at(
+            confusion,
+            (np.asarray(Image.open(path)).ravel(), segmenter.segment(image, words).ravel()),
+            1,
+        )
     union = confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
     with np.errstate(invalid="ignore"):
         iou = np.diag(confusion) / union
-    assert summary["miou"] == pytest.approx(np.nanmean(iou))
-    assert summary["coverage"] == 1
-    assert summary["images"] == 5
-    assert (done / "evaluation" / "contact_sheet.png").stat().st_size > 10_000
+    found = results(done)["aligner"]
+    assert found["miou"] == pytest.approx(np.nanmean(iou))
+    assert found["coverage"] == 1
+    assert found["images"] == 5
+    assert found["pixels"]["labels"] == confusion.sum(1).tolist()
+    assert found["pixels"]["both"] == np.diag(confusion).tolist()
+
+
+def test_an_evaluation_says_all_that_is_needed_to_repeat_it(done):
+    facts = json.loads((done / "evaluation" / "test.json").read_text())
+    assert facts["config"]["eval.stride"] == 35
+    assert set(facts["hashes"]) == {"aligner"}
+    assert facts["versions"]["fmbseg_jax"]
+    folder = done / "evaluation"
+    table = (folder / "results.md").read_text()
+    assert table.startswith("|  |  | mIoU | labelled | images |\n| --- | --- | ---: |")
+    assert "short side 70, window 70, stride 35" in table
+    for name in ("contact_sheet", "best_and_worst", "confusion"):
+        assert (folder / "test" / f"{name}.png").stat().st_size > 5_000
+
+
+def test_clips_patches_and_pamr_are_scored(done, world, tmp_path):
+    shutil.copytree(done / "export", tmp_path / "export")
+    command = ["evaluate.py", *world.flags, f"--workdir={tmp_path}", "--config.eval.window=64"]
+    command += ["--config.eval.short_side=64", "--clip_windows"]
+    export = json.loads((tmp_path / "export" / "model.json").read_text())
+    assert export["clip"]["source"] == str(world.root / "clip")
+    output = run(*command, "--config.eval.pamr=2", check=False).stdout
+    assert "eval.window = 64 is not a multiple of the encoder's patch of 14" in output
+    fields = ["--config.eval.window=56", "--config.eval.short_side=56", "--config.eval.pamr=2"]
+    run(*command, *fields)
+    found = results(tmp_path)
+    assert list(found) == ["clip_windows", "clip_windows + PAMR", "aligner", "aligner + PAMR"]
+    assert found["aligner"]["iou"] != found["aligner + PAMR"]["iou"]
 
 
 def test_another_aligner_is_evaluated_afresh(done, world, tmp_path):
     shutil.copytree(done, tmp_path / "w")
-    flags = [*world.flags, f"--workdir={tmp_path / 'w'}"]
-    before = {
-        p.name: p.stat().st_mtime_ns for p in (tmp_path / "w/predictions/aligner").glob("*.png")
-    }
-    run("evaluate.py", *flags, "--config.eval.stride=70")
-    after = {
-        p.name: p.stat().st_mtime_ns for p in (tmp_path / "w/predictions/aligner").glob("*.png")
-    }
-    assert before.keys() == after.keys()
-    assert all(before[name] != after[name] for name in before)
+    run("evaluate.py", *world.flags, f"--workdir={tmp_path / 'w'}", "--config.eval.stride=70")
+    before, after = counted(done), counted(tmp_path / "w")
+    assert len(before) == len(after) == 6
+    assert before[0] != after[0]
 
 
-def test_predictions_of_others_are_refused(done, world, tmp_path):
+def test_label_maps_of_others_are_scored(done, world, tmp_path):
     shutil.copytree(done, tmp_path / "w")
-    predictions = tmp_path / "w" / "predictions"
+    saved = tmp_path / "w" / "predictions" / "test"
     command = ["evaluate.py", *world.flags, f"--workdir={tmp_path / 'w'}"]
-    shutil.copytree(predictions / "aligner", predictions / "stage1")
-    wrong = predictions / "stage1" / "test_000002.png"
+    (tmp_path / "theirs").mkdir()
+    for folder in (saved / "stage1", tmp_path / "theirs"):
+        shutil.copytree(world.root / "test" / "labels", folder, dirs_exist_ok=True)
+    run(*command, f"--predictions={tmp_path / 'theirs'}")
+    found = results(tmp_path / "w")
+    assert list(found) == ["stage1", "aligner", "theirs"]
+    assert found["stage1"]["miou"] == found["theirs"]["miou"] == 1  # they are the truth
+    wrong = saved / "stage1" / "test_000002.png"
     Image.fromarray(np.full((128, 128), 15, np.uint16)).save(wrong)
     assert "has the index 15; 15 words allow 0 to 14" in run(*command, check=False).stdout
     wrong.write_bytes(wrong.read_bytes()[:50])
     assert "test_000002.png cannot be read" in run(*command, check=False).stdout
+    wrong.unlink()
+    assert "test_000002.png: the run that makes them" in run(*command, check=False).stdout
     made_for = {"images": "elsewhere", "words": ["sky"]}
-    (predictions / "manifest.json").write_text(json.dumps(made_for))
+    (saved / "manifest.json").write_text(json.dumps(made_for))
     output = run(*command, check=False).stdout
     assert "images: 'elsewhere' there" in output and "Traceback" not in output
 

@@ -48,7 +48,7 @@ def reference(world, segmenter, image):
     text = normalize(clip.get_text_features(**ids).pooler_output, dim=-1)
     aligner = {
         name: {key: torch.from_numpy(np.asarray(value).copy()) for key, value in layer.items()}
-        for name, layer in segmenter.params.items()
+        for name, layer in segmenter.dense.params["aligner"].items()
     }
     resized = images.resize(image, images.resized_shape(*image.shape[:2], 70))
     normal = images.normalise(resized, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -385,8 +385,8 @@ def test_validation_while_training(with_features, world, tmp_path):
     assert checkpoint.read_model(tmp_path / "export")["steps"] == best
     assert checkpoint.Checkpoints(tmp_path / "checkpoints").best == best
     run("evaluate.py", *world.flags, f"--workdir={tmp_path}", f"--config.eval.folder={annotated}")
-    summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
-    confused = [value or 0 for value in summary["aligner"]["iou"].values()]
+    found = json.loads((tmp_path / "evaluation" / "annotated.json").read_text())["systems"]
+    confused = [value or 0 for value in found["aligner"]["iou"].values()]
     assert np.mean(confused) == pytest.approx(measured[best], abs=0.02)
 
     shutil.rmtree(tmp_path / "checkpoints")

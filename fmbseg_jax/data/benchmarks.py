@@ -136,37 +136,46 @@ def open_published(name: str, data: str | Path) -> Benchmark:
     """
     if name not in PUBLISHED:
         raise UserError(f"There is no benchmark {name!r}. There are: {', '.join(PUBLISHED)}.")
-    published, looked_for = PUBLISHED[name], []
+    published = PUBLISHED[name]
+    looked_for: list[tuple[Path, list[str], list[str]]] = []
     for root in (Path(data) / place for place in published.roots):
         for pattern in published.images:
+            names = _names_of(published, root, pattern)
             for source in published.sources:
                 wanted = _wanted(published, pattern, source)
-                missing = [path for path in wanted if not (root / path).exists()]
+                missing = [path for path in wanted if not _is_there(root, path, names)]
                 if not missing:
-                    return _found(name, published, root, pattern, source)
+                    return _found(name, root, names, pattern, source)
                 looked_for.append((root, wanted, missing))
     raise UserError(_not_there(name, published, Path(data), looked_for))
 
 
+def _names_of(published: Published, root: Path, pattern: str) -> list[str]:
+    """Of the images, as far as they are there."""
+    split = root / published.split
+    if not published.split:
+        return _names(root, pattern)
+    return split.read_text().split() if split.is_file() else []
+
+
 def _wanted(published: Published, pattern: str, source: Source) -> list[str]:
-    """Folders and files of one layout, relative to its root."""
-    patterns = [pattern, source.labels, *([source.things] if source.things else [])]
-    files = [name for name in (published.split, source.panoptic) if name]
-    return [*dict.fromkeys(one.partition("{}")[0] for one in patterns), *files]
+    """Files of one layout, relative to its root; some for each image."""
+    wanted = [pattern, source.labels, source.things, published.split, source.panoptic]
+    return [path for path in wanted if path]
+
+
+def _is_there(root: Path, path: str, names: Sequence[str]) -> bool:
+    """Whether there is such a file; where there is one for each image, of the first."""
+    if "{}" not in path:
+        return (root / path).is_file()
+    return bool(names) and (root / path.format(names[0])).is_file()
 
 
 def _found(
-    name: str, published: Published, root: Path, pattern: str, source: Source
+    name: str, root: Path, names: Sequence[str], pattern: str, source: Source
 ) -> Benchmark:
-    if published.split:
-        names = (root / published.split).read_text().split()
-    else:
-        names = _names(root, pattern)
-    files = {
-        one: (root / pattern.format(one), root / source.labels.format(one)) for one in names
-    }
-    if not files:
-        raise UserError(f"{root / pattern.format('*')}: no such image.")
+    published = PUBLISHED[name]
+    files = {one: (root / pattern.format(one), root / source.labels.format(one)) for one in names}
     _check_labels(root, files)
     table = _table(published, source)
     read = functools.partial(_read, table=table, raw=_reader(root, source))
@@ -188,11 +197,10 @@ def _not_there(
 ) -> str:
     lines = [f"{name} ({published.title}) is not under {data}. Looked for one of:"]
     for root, wanted, missing in looked_for:
-        if root.is_dir() and (root != data or len(missing) < len(wanted)):
-            lacks = ", ".join(missing)
-            lines.append(f"  {root}: {', '.join(wanted)}. Not there: {lacks}.")
-        else:
-            lines.append(f"  {root}: {', '.join(wanted)}.")
+        line = f"  {root}: {', '.join(wanted)}."
+        if len(missing) < len(wanted):
+            line += f" Not there: {', '.join(missing)}."
+        lines.append(line.replace("{}", "*"))
     lines.append("docs/reproduce.md says where it comes from. Give its place: --config.eval.data=DIR.")
     return "\n".join(dict.fromkeys(lines))
 

@@ -1,0 +1,317 @@
+"""The published benchmarks: layouts, label values, class names, and the whole way to a result."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import run
+from PIL import Image
+
+from fmbseg_jax import evaluation
+from fmbseg_jax.classes import Classes, of_benchmark, with_background
+from fmbseg_jax.config import Eval
+from fmbseg_jax.data import coco, label_maps
+from fmbseg_jax.data.benchmarks import check, open_folder, open_published
+from fmbseg_jax.data.published import PUBLISHED, background_words, stuff_words
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.vocabulary import IGNORE
+
+SIZE = (20, 30)
+
+
+def test_class_names():
+    counts = {name: len(one.words) for name, one in PUBLISHED.items()}
+    assert counts == {
+        "voc21": 21, "voc20": 20, "context59": 59, "context60": 60, "coco_object80": 80,
+        "coco_object81": 81, "coco_stuff171": 171, "cityscapes": 19, "ade150": 150,
+    }  # fmt: skip
+    for with_, without in [("voc21", "voc20"), ("context60", "context59"),
+                           ("coco_object81", "coco_object80")]:  # fmt: skip
+        assert PUBLISHED[with_].words == ("background", *PUBLISHED[without].words)
+    assert PUBLISHED["coco_stuff171"].words[:80] == PUBLISHED["coco_object80"].words
+    assert len(background_words()) == 26
+    assert len(stuff_words()) == 91
+    assert stuff_words()[0] == "banner"
+    assert stuff_words()[-1] == "wood"
+    assert PUBLISHED["ade150"].words[7] == "bed"  # mmsegmentation has a blank after it
+
+
+def test_cocos_ids():
+    """Facts of the published label list."""
+    names = PUBLISHED["coco_stuff171"].words
+    ids = dict(zip(names, coco.THINGS + coco.STUFF, strict=True))
+    some = {"person": 1, "stop sign": 13, "toothbrush": 90, "couch": 63, "tv": 72, "banner": 92,
+            "bridge": 95, "light": 130, "wall-wood": 177, "wood": 182}  # fmt: skip
+    assert {name: ids[name] for name in some} == some
+
+
+def save(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+def grey(values):
+    return np.resize(np.asarray(values, np.uint8), SIZE)
+
+
+def photograph(root, *paths):
+    for path in paths:
+        save(root / path, np.full((*SIZE, 3), 90, np.uint8))
+
+
+def as_published(name, read, values):
+    """What a benchmark makes of label values that lie in the first row of its only map."""
+    found = read.labels(read.names[0])
+    assert found.dtype == np.uint16
+    assert found.shape == SIZE
+    return found[0, : len(values)].tolist()
+
+
+I = IGNORE  # noqa: E741
+LAYOUTS = {
+    # name: image, label map, values in the map → classes
+    "voc": ("VOCdevkit/VOC2012/JPEGImages/a.jpg", "VOCdevkit/VOC2012/SegmentationClass/a.png",
+            "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt",
+            {"voc21": ([0, 1, 20, 255], [0, 1, 20, I]), "voc20": ([0, 1, 20, 255], [I, 0, 19, I])}),
+    "context": ("VOCdevkit/VOC2010/JPEGImages/a.jpg",
+                "VOCdevkit/VOC2010/SegmentationClassContext/a.png",
+                "VOCdevkit/VOC2010/ImageSets/SegmentationContext/val.txt",
+                {"context60": ([0, 1, 59, 255], [0, 1, 59, I]),
+                 "context59": ([0, 1, 59, 255], [I, 0, 58, I])}),
+    "ade": ("ade/ADEChallengeData2016/images/validation/a.jpg",
+            "ade/ADEChallengeData2016/annotations/validation/a.png", "",
+            {"ade150": ([0, 1, 150], [I, 0, 149])}),
+    "cityscapes by train ids": (
+        "cityscapes/leftImg8bit/val/bonn/a_leftImg8bit.png",
+        "cityscapes/gtFine/val/bonn/a_gtFine_labelTrainIds.png", "",
+        {"cityscapes": ([0, 18, 255], [0, 18, I])}),
+    "cityscapes by ids": (
+        "cityscapes/leftImg8bit/val/bonn/a_leftImg8bit.png",
+        "cityscapes/gtFine/val/bonn/a_gtFine_labelIds.png", "",
+        {"cityscapes": ([0, 7, 9, 28, 29, 33, 255], [I, 0, I, 15, I, 18, I])}),
+    "stuff by train ids": (
+        "coco_stuff164k/images/val2017/a.jpg",
+        "coco_stuff164k/annotations/val2017/a_labelTrainIds.png", "",
+        {"coco_stuff171": ([0, 79, 80, 170, 255], [0, 79, 80, 170, I]),
+         "coco_object80": ([0, 79, 80, 170, 255], [0, 79, I, I, I]),
+         "coco_object81": ([0, 79, 80, 170, 255], [1, 80, 0, 0, 0])}),
+    "stuff-thing maps": (
+        "coco_stuff164k/images/val2017/a.jpg", "coco_stuff164k/stuffthingmaps/val2017/a.png", "",
+        {"coco_stuff171": ([0, 89, 91, 181, 255], [0, 79, 80, 170, I]),
+         "coco_object80": ([0, 89, 91, 181, 255], [0, 79, I, I, I]),
+         "coco_object81": ([0, 12, 89, 91, 181, 255], [1, 12, 80, 0, 0, 0])}),
+    "stuff-thing maps where mmsegmentation has them": (
+        "coco_stuff164k/images/val2017/a.jpg", "coco_stuff164k/annotations/val2017/a.png", "",
+        {"coco_stuff171": ([0, 89, 91, 181, 255], [0, 79, 80, 170, I])}),
+    "objects by train ids": (
+        "coco_object/images/val2017/a.jpg",
+        "coco_object/annotations/val2017/a_instanceTrainIds.png", "",
+        {"coco_object80": ([0, 1, 80], [I, 0, 79]), "coco_object81": ([0, 1, 80], [0, 1, 80])}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout(tmp_path, layout):
+    image, labels, split, sets = LAYOUTS[layout]
+    for name, (values, expected) in sets.items():
+        photograph(tmp_path, image)
+        save(tmp_path / labels, grey(values))
+        if split:
+            (tmp_path / split).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / split).write_text("a\n")
+        benchmark = open_published(name, tmp_path)
+        assert len(benchmark.names) == 1
+        assert as_published(name, benchmark, values) == expected
+        assert benchmark.image(benchmark.names[0]).shape == (*SIZE, 3)
+        found = check(benchmark)
+        assert (found.images, found.expected) == (1, PUBLISHED[name].count)
+        # The set's own folder serves as well as the folder of all data.
+        inside = tmp_path / PUBLISHED[name].roots[0] if "object" not in name else None
+        if inside and inside.exists():
+            assert open_published(name, inside).files
+
+
+def panoptic(folder, segments, where="annotations/"):
+    """One panoptic PNG with vertical stripes, a segment each, and its JSON."""
+    colours = np.zeros((*SIZE, 3), np.uint8)
+    infos, width = [], SIZE[1] // len(segments)
+    for i, category in enumerate(segments):
+        number = 70_000 + 300 * i if category else 0
+        stripe = (number % 256, number // 256 % 256, number // 65536)
+        colours[:, i * width : (i + 1) * width] = stripe
+        if category:
+            infos.append({"id": number, "category_id": category})
+    save(folder / f"{where}panoptic_val2017/a.png", colours)
+    facts = {"annotations": [{"file_name": "a.png", "segments_info": infos}]}
+    (folder / f"{where}panoptic_val2017.json").write_text(json.dumps(facts))
+    return width
+
+
+def test_panoptic_maps(tmp_path):
+    root = tmp_path / "coco"
+    photograph(root, "val2017/a.jpg")
+    width = panoptic(root, [1, 90, 92, 187, 0])
+    columns = [width * i for i in range(5)]
+    for name, expected in [
+        ("coco_object80", [0, 79, I, I, I]),
+        ("coco_object81", [1, 80, 0, 0, 0]),
+    ]:
+        labels = open_published(name, tmp_path).labels("a")
+        assert labels[0, columns].tolist() == expected
+    with pytest.raises(UserError, match="coco_stuff171 .* is not under"):
+        open_published("coco_stuff171", tmp_path)  # panoptic maps merge kinds of stuff
+    pixels = np.repeat([[183, 183, 92, 182, 0]], SIZE[0], 0).repeat(width, 1).astype(np.uint8)
+    save(root / "annotations/stuff_val2017_pixelmaps/a.png", pixels)
+    labels = open_published("coco_stuff171", tmp_path).labels("a")
+    assert labels[0, columns].tolist() == [0, 79, 80, 170, I]
+
+
+def test_a_panoptic_map_without_its_json_entry(tmp_path):
+    root = tmp_path / "coco"
+    photograph(root, "val2017/a.jpg")
+    panoptic(root, [1])
+    path = root / "annotations/panoptic_val2017.json"
+    path.write_text(json.dumps({"annotations": []}))
+    with pytest.raises(UserError, match="has no annotation of a.png"):
+        open_published("coco_object80", tmp_path).labels("a")
+    coco._segments.cache_clear()
+    path.write_text(json.dumps({"annotations": [{"file_name": "a.png", "segments_info": []}]}))
+    with pytest.raises(UserError, match="has the segment 70000, which"):
+        open_published("coco_object80", tmp_path).labels("a")
+    coco._segments.cache_clear()
+    path.write_text("[]")
+    with pytest.raises(UserError, match="is not a panoptic JSON"):
+        open_published("coco_object80", tmp_path).labels("a")
+    coco._segments.cache_clear()
+
+
+def test_a_benchmark_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="(?s)voc20 .* not under.*VOCdevkit/VOC2012: JPEGImages/"):
+        open_published("voc20", tmp_path)
+    root = voc(tmp_path)
+    (root / "SegmentationClass/a.png").unlink()
+    with pytest.raises(UserError, match=r"Not there: SegmentationClass/\*.png\.\n"):
+        open_published("voc20", tmp_path)
+    with pytest.raises(UserError, match="There is no benchmark 'voc22'. There are: voc21, voc20"):
+        open_published("voc22", tmp_path)
+
+
+def voc(root, values=(0, 1, 20, 255), names=("a",)):
+    root = root / "VOCdevkit/VOC2012"
+    for name in names:
+        photograph(root, f"JPEGImages/{name}.jpg")
+        save(root / f"SegmentationClass/{name}.png", grey(values))
+    (root / "ImageSets/Segmentation").mkdir(parents=True, exist_ok=True)
+    (root / "ImageSets/Segmentation/val.txt").write_text("\n".join(names))
+    return root
+
+
+def test_label_maps_of_another_set_are_refused(tmp_path):
+    voc(tmp_path, values=[0, 33])
+    with pytest.raises(UserError, match="has the value 33, which this benchmark does not know"):
+        open_published("voc21", tmp_path).labels("a")
+
+
+def test_images_without_label_maps_are_told(tmp_path):
+    root = voc(tmp_path, names=("a", "b"))
+    (root / "SegmentationClass/b.png").unlink()
+    with pytest.raises(UserError, match="1 of 2 images without a label map, such as b"):
+        open_published("voc21", tmp_path)
+    (root / "JPEGImages/b.jpg").unlink()
+    with pytest.raises(UserError, match="1 of 2 images without their file, such as b"):
+        open_published("voc21", tmp_path)
+
+
+def test_check_finds_a_map_of_another_size(tmp_path):
+    root = voc(tmp_path)
+    save(root / "SegmentationClass/a.png", np.zeros((20, 31), np.uint8))
+    with pytest.raises(UserError, match=r"a.png is \(20, 31\), .*a.jpg \(20, 30\)"):
+        check(open_published("voc21", tmp_path))
+
+
+def test_the_program_checks(tmp_path):
+    voc(tmp_path, names=("a", "b"))
+    flags = ["--config=configs/toy.py", f"--config.eval.data={tmp_path}", "--check"]
+    found = run("evaluate.py", *flags, "--benchmarks=voc21,voc20", check=False)
+    assert found.returncode == 1
+    assert "Not the number of images that is published: voc21, voc20" in found.stdout
+    lines = found.stdout.splitlines()
+    assert any(line.split() == ["voc21", "2", "1,449", "3", "21", "25.0%"] for line in lines)
+    assert any(line.split() == ["voc20", "2", "1,449", "2", "20", "50.0%"] for line in lines)
+    assert "Traceback" not in found.stdout
+
+
+def test_background_by_words():
+    classes = with_background(["background", "cat", "bed"], "words", ["sky", "bed", "road"])
+    assert classes.words == ("sky", "road", "cat", "bed")  # "bed" is a class, and stays one
+    labels = classes.labels(np.asarray([[0, 1, 2, 3]]))
+    assert labels.tolist() == [[0, 0, 1, 2]]
+    with pytest.raises(UserError, match="Every background word is a class itself"):
+        with_background(["background", "cat"], "words", ["cat"])
+
+
+def test_background_by_threshold():
+    classes = with_background(["background", "cat", "dog"], "threshold", threshold=0.2)
+    assert classes.words == ("cat", "dog")
+    most_similar, best = np.asarray([[0, 1, 1]]), np.asarray([[0.3, 0.2, 0.19]])
+    assert classes.labels(most_similar, best).tolist() == [[1, 2, 0]]
+    with pytest.raises(UserError, match="needs the cosine similarity"):
+        with_background(["background", "cat"], "threshold")
+
+
+def test_the_rule_of_each_benchmark(tmp_path):
+    voc(tmp_path)
+    voc20, voc21 = (open_published(name, tmp_path) for name in ("voc20", "voc21"))
+    assert of_benchmark(Eval(), voc20) == Classes.of(voc20.words)
+    assert of_benchmark(Eval(), voc21).words[:26] == background_words()
+    assert len(of_benchmark(Eval(background_words="stuff91"), voc21).words) == 91 + 20
+    assert of_benchmark(Eval(background_words="sky,road"), voc21).words[:2] == ("sky", "road")
+    assert of_benchmark(Eval(background="none"), voc21) == Classes.of(voc21.words)
+    of_threshold = of_benchmark(Eval(background="threshold", threshold=0.1), voc21)
+    assert (of_threshold.threshold, len(of_threshold.words)) == (0.1, 20)
+
+
+def test_the_truth_as_prediction_scores_100(tmp_path):
+    """Of every benchmark: values → classes → PNG → counts → 100."""
+    for layout, (image, labels, split, sets) in LAYOUTS.items():
+        for name, (values, expected) in sets.items():
+            data = tmp_path / layout
+            photograph(data, image)
+            save(data / labels, grey(values))
+            if split:
+                (data / split).parent.mkdir(parents=True, exist_ok=True)
+                (data / split).write_text("a\n")
+            benchmark = open_published(name, data)
+            truth = benchmark.labels(benchmark.names[0])
+            target = label_maps.path(tmp_path / "predicted", benchmark.names[0])
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(label_maps.encode(truth))
+            result = evaluation.score_folder(benchmark, tmp_path / "predicted")
+            assert result.miou == 1
+            classes = {value for value in expected if value != IGNORE}
+            assert np.count_nonzero(np.isfinite(result.iou)) == len(classes)
+
+
+def test_unlabelled_pixels_are_background_where_there_is_one(tmp_path):
+    voc(tmp_path, values=[0, 1])
+    nothing = np.full(SIZE, IGNORE, np.uint16)
+    (tmp_path / "predicted").mkdir()
+    (tmp_path / "predicted/a.png").write_bytes(label_maps.encode(nothing))
+    scores = {
+        name: evaluation.score_folder(open_published(name, tmp_path), tmp_path / "predicted")
+        for name in ("voc20", "voc21")
+    }
+    assert scores["voc20"].miou == 0
+    np.testing.assert_allclose(scores["voc21"].iou[:2], [0.5, 0])
+
+
+def test_any_folder(tmp_path):
+    photograph(tmp_path, "images/sub/a.jpg")
+    save(tmp_path / "labels/sub/a.png", grey([0, 1, 255]))
+    (tmp_path / "words.txt").write_text("sky\ngrass\n")
+    benchmark = open_folder(tmp_path)
+    assert list(benchmark.names) == ["sub/a.jpg"]
+    assert benchmark.labels("sub/a.jpg")[0, :3].tolist() == [0, 1, IGNORE]
+    (tmp_path / "words.txt").unlink()
+    with pytest.raises(UserError, match="it lacks words.txt"):
+        open_folder(tmp_path)
