@@ -22,7 +22,7 @@ from ablation import Seed  # noqa: E402
 
 from fmbseg_jax import program  # noqa: E402
 
-RATES = (0.1, 0.3, 1.0)
+RATES = (0.03, 0.1, 0.3, 1.0)
 TEMPERATURES = (0.03, 0.05, 0.1)
 WEIGHTS = (0.3, 1.0, 3.0)
 

@@ -163,6 +163,8 @@ class Segmenter:
         for encoded in windows.encode(items, self._eval.batch_size, run):
             (device,) = encoded.batches[-1].devices()
             batches = [jax.device_put(batch, device) for batch in encoded.batches]
+            if len(batches) == 1:  # or each number of windows would be compiled twice
+                batches *= 2
             yield *encoded.key, _compare(batches, encoded.index, text_on(device))
 
     def _params_on(self, device: Any) -> Any:
@@ -176,8 +178,13 @@ class Segmenter:
 
 
 def _with_words(batches: list[Array], index: Array, text: Array) -> Array:
-    """Features of one image's windows, picked out of their batches, with the words."""
-    return similarities(jnp.concatenate(batches)[index], text)
+    """Similarities with the words of one image's windows, picked out of their batches."""
+    size = len(batches[0])
+    picked = batches[0][index % size]
+    for i, batch in enumerate(batches[1:], 1):
+        here = (index // size == i)[:, None, None, None]
+        picked = jnp.where(here, batch[index % size], picked)
+    return similarities(picked, text)
 
 
 _compare: Any = jax.jit(_with_words)

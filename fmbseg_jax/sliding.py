@@ -78,7 +78,7 @@ class Layout:
         is compiled depends on the number of windows, and on the output's size rounded up.
         """
         (down, right), tall = self.matrices, self._tall
-        grid = _words_first(_side_by_side(similarities, self._shape), tall)
+        grid = _words_first(similarities, self._shape, tall)
         if tall:
             down, right = right, down
         height, width = len(down), len(right)
@@ -101,7 +101,7 @@ class Layout:
           image: the resized image.
         """
         tall = self._tall
-        grid = _words_first(_side_by_side(similarities, self._shape), tall)
+        grid = _words_first(similarities, self._shape, tall)
         axes = [
             _stitch_matrix(self.window, self.stride, patches, size)
             for patches, size in zip(self.grid, self.image, strict=True)
@@ -174,8 +174,10 @@ def _side_by_side(similarities: Array, shape: tuple[int, int, int, int]) -> Arra
     return grid.reshape(rows * h, columns * w, -1)
 
 
-@functools.partial(jax.jit, static_argnames="tall")
-def _words_first(grid: Array, tall: bool) -> Array:
+@functools.partial(jax.jit, static_argnames=("shape", "tall"))
+def _words_first(similarities: Array, shape: tuple[int, int, int, int], tall: bool) -> Array:
+    """The grid as [K, r, c]; of a tall image [K, c, r]."""
+    grid = _side_by_side(similarities, shape)
     return grid.transpose(2, 1, 0) if tall else grid.transpose(2, 0, 1)
 
 
@@ -215,7 +217,7 @@ def _most_similar_refined(
 
 def compiled() -> int:
     """How many programs of this module have been compiled, for one shape each."""
-    programs: list[Any] = [_side_by_side, _words_first, _most_similar, _most_similar_refined]
+    programs: list[Any] = [_words_first, _most_similar, _most_similar_refined]
     return sum(program._cache_size() for program in programs)
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import encoders, weights
 from fmbseg_jax.text import TextFeatures
+from fmbseg_jax.vocabulary import read_templates
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,29 @@ def test_synonyms_share_one_feature(clip):
     np.testing.assert_allclose(both, mean / np.linalg.norm(mean), atol=1e-6)
     theirs = Clip(str(clip[0])).text(["sky", "sofa; couch"], "a photo of a {}.")
     np.testing.assert_allclose(theirs[1].numpy(), both, atol=1e-5)
+
+
+def test_several_templates(clip, tmp_path):
+    """Of unit length before the mean, as in SCLIP, or as they come from CLIP, as in TCL."""
+    folder, model = clip
+    templates = ["a photo of a {}.", "art of the {}", "{}"]
+    file = tmp_path / "templates.txt"
+    file.write_text("\n".join(templates) + "\n\n")
+    assert read_templates(str(file)) == tuple(templates)
+    assert read_templates("a {}") == ("a {}",)
+    tokenizer = encoders.load_text(str(folder))[2]
+    ids = tokenizer([one.format("sky") for one in templates], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        each = model.get_text_features(**ids).pooler_output
+    features = TextFeatures(str(folder))
+    for plain, mean in [
+        (False, (each / each.norm(dim=-1, keepdim=True)).mean(0)),
+        (True, each.mean(0)),
+    ]:
+        (ours,) = features(["sky"], templates, plain=plain)
+        np.testing.assert_allclose(ours, (mean / mean.norm()).numpy(), atol=1e-5)
+    one, other = (features(["sky"], templates, plain=plain) for plain in (False, True))
+    assert np.abs(one - other).max() > 1e-4
 
 
 def test_a_word_too_long_is_refused(clip):

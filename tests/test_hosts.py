@@ -1,5 +1,6 @@
 """Several processes: who joins whom, and that together they train as one."""
 
+import json
 import os
 import signal
 import socket
@@ -89,6 +90,46 @@ def test_two_processes_fine_tune_and_measure(with_features, world, tmp_path):
     assert [host.returncode for host in hosts] == [1, 1]
     assert "train.peak_lr: 0.3 there, 0.2 now" in outputs[0]
     assert "Process 0 has stopped; its output says why" in outputs[1]
+
+
+def test_two_processes_evaluate_as_one(with_features, world, tmp_path):
+    """Each image once; what they count adds up; one that was there already is not done again."""
+    from toyworld import scenes
+
+    annotated = scenes.write_folder(tmp_path / "annotated", "test", 5)
+    trained = begin(tmp_path / "one", with_features)
+    flags = [*world.flags, f"--config.eval.folder={annotated}", "--config.train.epochs=1"]
+    run("train.py", *flags, f"--workdir={trained}")
+    one = ["evaluate.py", *flags, f"--model={trained / 'export'}"]
+    outputs = finish(start_two(*one, f"--workdir={tmp_path / 'two'}"))
+    assert "the aligner" in outputs[0] and "mIoU" not in outputs[1]
+    run(*one, f"--workdir={trained}")
+    first, second = (
+        json.loads((folder / "evaluation" / "annotated.json").read_text())["systems"]
+        for folder in (trained, tmp_path / "two")
+    )
+    assert first["aligner"]["pixels"]["labels"] == second["aligner"]["pixels"]["labels"]
+    assert first["aligner"]["miou"] == pytest.approx(second["aligner"]["miou"], abs=1e-3)
+    counts = tmp_path / "two" / "evaluation" / "counts" / "annotated"
+    lines = [len((counts / f"aligner.{i}.jsonl").read_text().splitlines()) for i in range(2)]
+    assert lines == [4, 3]  # of five images, and a line that says whose they are
+    again = run(*one, f"--workdir={tmp_path / 'two'}").stdout
+    assert "5/5" in again
+    assert len((counts / "aligner.0.jsonl").read_text().splitlines()) == 4
+
+
+def test_counts_of_several_processes_are_exact(monkeypatch):
+    """Counts beyond 32 bits go as two halves."""
+    ours, theirs = (np.asarray([[value, 5]], np.int64) for value in (3 << 40, (1 << 33) - 1))
+
+    def gather(halves):
+        assert halves.dtype == np.int32
+        other = np.stack([theirs >> 31, theirs & (1 << 31) - 1]).astype(np.int32)
+        return np.stack([halves, other])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(sharding.multihost_utils, "process_allgather", gather)
+    np.testing.assert_array_equal(sharding.sum_of_all(ours), ours + theirs)
 
 
 @pytest.fixture

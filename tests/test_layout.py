@@ -11,7 +11,8 @@ LAYERS = [
     "errors config vocabulary workfolder program hub figures data.tfrecord data.example "
     "data.images data.label_maps data.coco data.published data.benchmarks classes",
     "models.positions models.transformer models.specs models.tables models.encoders "
-    "models.weights models.aligner similarity rings pairs_by_row pairs losses windows pamr sliding metrics",
+    "models.weights models.aligner similarity rings pairs_by_row pairs losses windows pamr sliding "
+    "metrics",
     "data.pipeline patches dense text sharding preemption checkpoint logs",
     "training training_data segmenter evaluation report",
     "validation",

@@ -1,19 +1,24 @@
 """The exported model at work, against the same computation in PyTorch."""
 
+import dataclasses
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import torch
-from conftest import run
+from conftest import ROOT, run
 from torch.nn.functional import gelu, interpolate, normalize
 from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 
 import fmbseg_jax
-from fmbseg_jax import config
+from fmbseg_jax import checkpoint, config, evaluation
+from fmbseg_jax.classes import Classes, with_background
 from fmbseg_jax.data import images
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.segmenter import load
+from fmbseg_jax.segmenter import clip_patches, load
+from fmbseg_jax.vocabulary import IGNORE
+from labelling.clip import Clip
 
 WORDS = ["sky", "grass", "sail boat", "a word that was never trained"]
 
@@ -78,6 +83,99 @@ def test_it_equals_pytorch(world, segmenter, shape):
     assert labels.dtype == np.int32
     assert labels.shape == shape
     assert np.mean(labels == expected.argmax(-1)) > 0.999
+
+
+PHOTOGRAPHS = ROOT.parent / "shared" / "data"
+
+
+def real_photographs():
+    """Of odd sizes and both orientations."""
+    found = sorted((PHOTOGRAPHS / "msrc" / "images").glob("*.png"))[::24]
+    found += sorted((PHOTOGRAPHS / "coco_panoptic" / "images").glob("*.jpg"))[::25]
+    return [images.decode(path.read_bytes()) for path in found]
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="needs photographs beside the project")
+def test_real_photographs_equal_pytorch(world, segmenter):
+    """Similarities to 1e-4; label maps but for ties; the counts follow, integer by integer."""
+    photographs = real_photographs()
+    assert len({image.shape for image in photographs}) > 4
+    prepared = ((i, segmenter.prepare(image)) for i, image in enumerate(photographs))
+    found = list(segmenter.label_maps(prepared, Classes.of(WORDS)))
+    assert [one.key for one in found] == list(range(len(photographs)))
+    agree = pixels = 0
+    for image, one in zip(photographs, found, strict=True):
+        with torch.no_grad():
+            expected = reference(world, segmenter, image).numpy()
+        ours = segmenter.similarities(image, WORDS)
+        np.testing.assert_allclose(ours, expected, atol=1e-4)
+        theirs = expected.argmax(-1)
+        agree, pixels = agree + np.count_nonzero(one.labels == theirs), pixels + theirs.size
+        truth = np.where(expected.max(-1) > 0.3, theirs, IGNORE).astype(np.uint16)
+        counts = evaluation.Counts.of(one.labels, truth, len(WORDS)).confusion(len(WORDS))
+        plain = np.zeros_like(counts)
+        counted = truth != IGNORE
+        np.add.at(plain, (truth[counted], one.labels[counted]), 1)
+        np.testing.assert_array_equal(counts, plain)
+    assert agree / pixels >= 0.9999
+
+
+def test_batches_and_devices_change_nothing(export):
+    """Eight devices take turns; alone, each image gives what it gives among others."""
+    sizes = [(70, 70), (90, 161), (70, 70), (200, 83)]  # eight windows and more in one image
+    photographs = [photograph(*size, seed=i) for i, size in enumerate(sizes)]
+    alone = fmbseg_jax.load(export)
+    together = load(export, protocol(export, batch_size=2))
+    assert len(jax.local_devices()) == 8
+    prepared = ((i, together.prepare(image)) for i, image in enumerate(photographs))
+    for i, labels, refined in together.label_maps(prepared, Classes.of(WORDS)):
+        assert refined is None
+        expected = alone.segment(photographs[i], WORDS)
+        assert np.mean(labels == expected) > 0.999  # batches of other sizes round otherwise
+    assert together.fingerprint == alone.fingerprint
+
+
+def protocol(export, **changes):
+    """That of the export, with changes."""
+    leaves = checkpoint.read_model(export)["config"]
+    ours = {name: value for name, value in leaves.items() if name.startswith("eval.")}
+    return dataclasses.replace(config.unflatten(ours).eval, **changes)
+
+
+def test_few_programs_are_compiled_for_many_sizes(export, monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    segmenter = load(export, protocol(export, batch_size=4))
+    sizes = np.random.default_rng(0).integers(60, 120, (30, 2))
+    prepared = ((i, segmenter.prepare(photograph(*size))) for i, size in enumerate(sizes))
+    before = segmenter.compiled
+    assert len(list(segmenter.label_maps(prepared, Classes.of(WORDS)))) == 30
+    assert segmenter.compiled - before <= 10
+
+
+def test_a_threshold_leaves_the_background(export):
+    segmenter = load(export, protocol(export))
+    image = photograph(90, 120)
+    best = segmenter.similarities(image, WORDS[1:]).max(-1)
+    threshold = float(np.median(best))
+    classes = with_background(WORDS, "threshold", threshold=threshold)
+    ((_, labels, _),) = segmenter.label_maps([(0, segmenter.prepare(image))], classes)
+    clear = np.abs(best - threshold) > 1e-5
+    np.testing.assert_array_equal((labels == 0)[clear], (best < threshold)[clear])
+    words = segmenter.segment(image, WORDS[1:]) + 1
+    assert np.mean(labels[labels > 0] == words[labels > 0]) > 0.999
+
+
+def test_clips_own_patches_equal_pytorch(world):
+    """MaskCLIP's way: the last block's values, its output, norm and projection."""
+    protocol = config.Eval(short_side=64, window=64, stride=32)
+    segmenter = clip_patches(str(world.root / "clip"), protocol)
+    image = photograph(64, 64)
+    clip = Clip(str(world.root / "clip"))
+    _, features = clip.crops(image, short_side=64, crop=64, stride=64)
+    expected = torch.einsum("hwd,kd->khw", features, clip.text(WORDS, "a photo of a {}."))
+    expected = interpolate(expected[None], size=(64, 64), mode="bilinear")[0].permute(1, 2, 0)
+    ours = segmenter.similarities(image, WORDS)
+    np.testing.assert_allclose(ours, expected.numpy(), atol=1e-4)
 
 
 def test_the_order_of_the_words_does_not_matter(segmenter):
