@@ -225,6 +225,8 @@ class Eval(_Section):
     """Step between windows, in pixels."""
     batch_size: int = 8
     """Windows encoded at once on each device; more where a GPU or TPU has room."""
+    compute: str = "float32"
+    """What the vision encoder multiplies in: "float32", or "bfloat16", for accelerators."""
     background: str = "auto"
     """How class 0 of a benchmark is found where it is the background: "words", as the best of
     `background_words`; "threshold", as what no class reaches `threshold` at; "none", by its own
@@ -269,6 +271,7 @@ _CHOICES = {
     "train.compute": ("float32", "bfloat16"),
     "train.export": ("last", "best"),
     "eval.average": ("unit", "plain"),
+    "eval.compute": ("float32", "bfloat16"),
     "eval.background": ("auto", "words", "threshold", "none"),
     "train.aligner": ("linear", "mlp", "block"),
     "train.loss": ("tsupcon", "supcon", "prototype"),

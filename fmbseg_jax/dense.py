@@ -37,15 +37,16 @@ class Dense(Protocol):
 class Aligned:
     """A frozen vision encoder, and the aligner that was trained upon it."""
 
-    def __init__(self, model: dict[str, Any], vision: str):
+    def __init__(self, model: dict[str, Any], vision: str, compute: str = "float32"):
         """Loads the encoder; the aligner's parameters come by `use`.
 
         Args:
           model: what an export's model.json holds.
           vision: source of the encoder.
+          compute: what it multiplies in, "float32" or "bfloat16".
         """
         self._model = model
-        self._vision, self._vision_params = encoders.load_vision(vision)
+        self._vision, self._vision_params = encoders.load_vision(vision, compute)
         self._aligner = aligners.create(**model["aligner"])
         self.params: Any = None
 
@@ -83,8 +84,8 @@ class ClipPatches:
     The paper's baseline (section 3.1, Figure 3): nothing is trained.
     """
 
-    def __init__(self, source: str):
-        self._module, params = encoders.load_clip_vision(source)
+    def __init__(self, source: str, compute: str = "float32"):
+        self._module, params = encoders.load_clip_vision(source, compute)
         self.params: Any = params
         self._hash = weights.content_hash(source)
 

@@ -230,14 +230,14 @@ def untrained(
     clip: str = "",
 ) -> tuple[Segmenter, Aligned]:
     """What an export's model.json describes: a segmenter, and its model, which lacks parameters."""
-    aligned = Aligned(model, _same_weights(model, "vision", vision))
-    clip = _same_weights(model, "clip", clip)
-    return Segmenter(aligned, clip, protocol or _protocol(model["config"])), aligned
+    protocol = protocol or _protocol(model["config"])
+    aligned = Aligned(model, _same_weights(model, "vision", vision), protocol.compute)
+    return Segmenter(aligned, _same_weights(model, "clip", clip), protocol), aligned
 
 
 def clip_patches(clip: str, protocol: config_lib.Eval) -> Segmenter:
     """CLIP's own patches as a segmenter: the paper's baseline."""
-    return Segmenter(ClipPatches(clip), clip, protocol)
+    return Segmenter(ClipPatches(clip, protocol.compute), clip, protocol)
 
 
 def _protocol(leaves: dict[str, Any]) -> config_lib.Eval:

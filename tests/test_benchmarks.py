@@ -1,10 +1,11 @@
 """The published benchmarks: layouts, label values, class names, and the whole way to a result."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
-from conftest import run
+from conftest import ROOT, run
 from PIL import Image
 
 from fmbseg_jax import evaluation
@@ -315,3 +316,101 @@ def test_any_folder(tmp_path):
     (tmp_path / "words.txt").unlink()
     with pytest.raises(UserError, match="it lacks words.txt"):
         open_folder(tmp_path)
+
+
+BESIDE = ROOT.parent / "shared" / "data"
+beside = pytest.mark.skipif(
+    not BESIDE.exists(), reason="needs real photographs with their ground truth beside the project"
+)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Six real images of COCO as COCO has them, and as VOC would have their objects."""
+    root, source = tmp_path_factory.mktemp("real"), BESIDE / "coco_panoptic"
+    names = [path.stem for path in sorted((source / "images").glob("*.jpg"))[::16]][:6]
+    voc, to_voc = root / "VOC2012", np.full(256, 0, np.uint8)
+    for category, label in json.loads((source / "voc20_from_coco.json").read_text())[
+        "coco_category_id_to_voc_id"
+    ].items():
+        to_voc[int(category)] = label
+    for name in names:
+        for target in (root / "coco/val2017", voc / "JPEGImages"):
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / "images" / f"{name}.jpg", target)
+        (root / "coco/panoptic_val2017").mkdir(exist_ok=True)
+        shutil.copy(source / "panoptic" / f"{name}.png", root / "coco/panoptic_val2017")
+        categories = np.asarray(Image.open(source / "labels" / f"{name}.png"))
+        save(voc / "SegmentationClass" / f"{name}.png", to_voc[categories])
+    shutil.copy(source / "panoptic.json", root / "coco/panoptic_val2017.json")
+    (voc / "ImageSets/Segmentation").mkdir(parents=True)
+    (voc / "ImageSets/Segmentation/val.txt").write_text("\n".join(names))
+    return root
+
+
+@beside
+def test_panoptic_pngs_equal_the_semantic_ones(real):
+    """The latter were made elsewhere: value = category."""
+    for name in ("coco_object80", "coco_object81"):
+        benchmark = open_published(name, real)
+        classes = PUBLISHED[name].classes
+        for image in benchmark.names:
+            theirs = np.asarray(Image.open(BESIDE / "coco_panoptic/labels" / f"{image}.png"))
+            expected = np.vectorize(classes.get)(theirs)
+            np.testing.assert_array_equal(benchmark.labels(image), expected)
+
+
+@beside
+def test_real_benchmarks_end_to_end(real, world, tmp_path):
+    """Random weights: the numbers mean nothing. The truth as prediction: 100, on every set."""
+    world.pseudo_labels(tmp_path, count=5)
+    sets = "coco_object80", "coco_object81", "voc20", "voc21"
+    flags = [*world.flags, f"--workdir={tmp_path}", f"--config.eval.data={real}"]
+    run("fmbseg_jax.features", *flags)
+    run("train.py", *flags, "--config.train.epochs=1")
+    for name in sets:
+        benchmark = open_published(name, real)
+        for image in benchmark.names:
+            path = label_maps.path(tmp_path / "truth" / name, image)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(label_maps.encode(benchmark.labels(image)))
+    flags += [f"--benchmarks={','.join(sets)}", f"--predictions={tmp_path / 'truth'}"]
+    output = run("evaluate.py", *flags).stdout
+    assert "voc21: 6 images, 21 classes; background by words (background26)" in output
+    assert "NOT the whole set, which has 1,449 images" in output
+    for name in sets:
+        facts = json.loads((tmp_path / "evaluation" / f"{name}.json").read_text())
+        assert facts["systems"]["truth"]["miou"] == 1
+        assert 0 <= facts["systems"]["aligner"]["miou"] < 0.3
+        assert facts["systems"]["aligner"]["images"] == 6
+    counted = facts["systems"]["truth"]["pixels"]["labels"]
+    assert sum(counted) == sum(benchmark.labels(name).size for name in benchmark.names)
+    table = (tmp_path / "evaluation" / "results.md").read_text()
+    assert "| voc20 | the aligner |" in table and "| 85.65 |" in table
+
+
+@beside
+def test_real_text_features_agree_with_the_names():
+    """CLIP's features of these class lists, computed elsewhere: order and meaning of the names."""
+    features = np.load(BESIDE / "clip_text" / "clip_vitb16_openai_text.npz")
+    lists = json.loads((BESIDE / "clip_text" / "classes.json").read_text())
+    known = {name: features[name].astype(np.float32) for name in lists}
+    ours = {"voc21": "voc21", "coco81": "coco_object81", "ade150": "ade150",
+            "cityscapes19": "cityscapes"}  # fmt: skip
+    for theirs, name in ours.items():
+        names = [one.strip() for one in lists[theirs]]
+        assert len(names) == len(PUBLISHED[name].words) == len(known[theirs])
+    couch = known["coco81"][PUBLISHED["coco_object81"].words.index("couch")]
+    voc = PUBLISHED["voc21"].words
+    assert voc[int(np.argmax(known["voc21"] @ couch))] == "sofa"
+    for word, near in [("motorbike", "motorcycle"), ("aeroplane", "airplane"),
+                       ("tvmonitor", "tv"), ("diningtable", "dining table")]:  # fmt: skip
+        feature = known["voc21"][voc.index(word)]
+        found = PUBLISHED["coco_object81"].words[int(np.argmax(known["coco81"] @ feature))]
+        assert found == near
+    nearest = np.argmax(known["coco81"][1:] @ known["cocostuff171"].T, axis=1)
+    assert nearest.tolist() == list(range(80))  # the objects come first, in the same order
+    for word, near in [("sky", "clouds"), ("wall", "wall-other"), ("grass", "grass")]:
+        feature = known["ade150"][PUBLISHED["ade150"].words.index(word)]
+        best = np.argsort(known["cocostuff171"] @ feature)[::-1][:5]
+        assert near in [PUBLISHED["coco_stuff171"].words[i] for i in best]
