@@ -33,7 +33,7 @@ demo: .venv/demo
 	@$(RUN) -m fmbseg_jax.segment --model=$(WORK)/export --images=$(DATA)/test/images \
 		--words="$$(paste -sd, $(DATA)/test/words.txt)" --out=$(WORK)/segmented
 	@echo
-	@echo "Look at $(WORK)/evaluation/contact_sheet.png. The aligner is in $(WORK)/export."
+	@echo "Look at $(WORK)/evaluation/test/contact_sheet.png. The aligner is in $(WORK)/export."
 	@echo "Next, your own images (the toy's encoders know only its scenes, real ones are fetched):"
 	@echo "  $(RUN) -m labelling --config=configs/folder.py --workdir=work/mine \\"
 	@echo "      --images=PHOTOS --words=WORDS.txt"

@@ -4,10 +4,10 @@
     python -m fmbseg_jax.features --config=configs/coco_stuff.py --workdir=work/coco_stuff
     python train.py               --config=configs/coco_stuff.py --workdir=work/coco_stuff
 
-Images: data/coco/train2017. Words: the 171 of COCO-Stuff, one a line. SAM: sam_vit_h_4b8939.pth
-from segment-anything's page. The paper reports 29.88 mIoU on COCO-Stuff; the balance of the loss
-and the temperature are ours (docs/method.md). Not run by us yet: it takes days on a GPU, and about
-250 GB for the features.
+Images: data/coco/train2017. Words: the 171 of COCO-Stuff. SAM: sam_vit_h_4b8939.pth from
+segment-anything's page. The paper reports 29.88 mIoU on COCO-Stuff; the balance of the loss and the
+temperature are ours (docs/method.md). Not run by us yet; docs/reproduce.md has every command of the
+paper's tables, and what each takes.
 """
 
 from fmbseg_jax.config import Config
@@ -16,5 +16,5 @@ from fmbseg_jax.config import Config
 def get_config() -> Config:
     config = Config()
     config.data.images = "data/coco/train2017"
-    config.data.words = "data/coco/coco_stuff171.txt"
+    config.data.words = "fmbseg_jax/data/classnames/coco_stuff171.txt"
     return config
