@@ -58,18 +58,21 @@ def evaluate(
     Returns:
       By benchmark, by what was scored, its result and perhaps a second one with PAMR.
     """
+    trained = checkpoint.read_model(model)
     segmenters = {"aligner": load(model, config.eval)}
     if (workdir / "oracle" / "export").exists():
         segmenters["oracle"] = load(workdir / "oracle" / "export", config.eval)
     if with_clip:
-        clip = checkpoint.read_model(model)["clip"]["source"]
-        segmenters["clip_windows"] = clip_patches(clip, config.eval)
+        segmenters["clip_windows"] = clip_patches(trained["clip"]["source"], config.eval)
     found = {one.name: _score(config, workdir, one, segmenters, predictions) for one in benchmarks}
     if jax.process_index() == 0:
         folder = workdir / "evaluation"
         for benchmark in benchmarks:
             results = found[benchmark.name]
-            facts = {"hashes": {name: one.fingerprint for name, one in segmenters.items()}}
+            facts = {
+                "segmenters": {name: one.fingerprint for name, one in segmenters.items()},
+                **{name: trained[name] for name in ("vision", "clip", "aligner")},
+            }
             report.write_json(folder / f"{benchmark.name}.json", benchmark, results, config, facts)
             _draw(config, workdir, benchmark, segmenters["aligner"], results)
         table = [row for one in benchmarks for row in report.rows(one, found[one.name])]

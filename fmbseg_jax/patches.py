@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import numpy as np
@@ -10,10 +10,12 @@ from jax import Array
 from jaxtyping import Float
 
 from fmbseg_jax.data import images
-from fmbseg_jax.data.example import PseudoLabel
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import encoders
 from fmbseg_jax.vocabulary import IGNORE
+
+if TYPE_CHECKING:  # it brings tensorflow_datasets, which segmenting does without
+    from fmbseg_jax.data.example import PseudoLabel
 
 
 class PatchEncoder:

@@ -125,7 +125,7 @@ def write_json(
     """NAME.json: results, and everything that is needed to repeat them.
 
     Args:
-      facts: hashes of the models, how the background was found, and such.
+      facts: models and their hashes.
     """
     rest = {
         "benchmark": benchmark.name,
@@ -139,6 +139,7 @@ def write_json(
         "config": {name: value for name, value in flatten(config).items()},
         "versions": _versions(),
         "commit": _commit(),
+        "protocol": notes(config.eval, [benchmark]),
         **facts,
     }
     write_atomically(path, (json.dumps(rest, indent=1) + "\n").encode())

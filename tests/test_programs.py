@@ -147,7 +147,8 @@ def test_the_result_is_what_numpy_counts(done, world):
 def test_an_evaluation_says_all_that_is_needed_to_repeat_it(done):
     facts = json.loads((done / "evaluation" / "test.json").read_text())
     assert facts["config"]["eval.stride"] == 35
-    assert set(facts["hashes"]) == {"aligner"}
+    assert set(facts["segmenters"]) == {"aligner"}
+    assert len(facts["vision"]["hash"]) >= 16 and facts["clip"]["source"]
     assert facts["versions"]["fmbseg_jax"]
     folder = done / "evaluation"
     table = (folder / "results.md").read_text()
