@@ -185,7 +185,7 @@ def _diverged(step: int, values: dict[str, float], last: int | None) -> str:
 
 
 def _validate(validation: Validation | None, params: Any) -> float:
-    """Process 0 measures, on its own first device."""
+    """Process 0 measures, on its own devices."""
     found = validation.miou(jax.device_get(params)) if validation else 0.0
     return float(sharding.same_for_all(np.float32(found)))
 

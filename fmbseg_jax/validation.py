@@ -54,7 +54,7 @@ class PseudoLabels:
 
 
 class Validation:
-    """Measures one aligner after another, on one device."""
+    """Measures one aligner after another, on the devices of this host."""
 
     def __init__(self, config: Config, model: dict[str, Any]):
         """Opens `train.validate_on`; `model` is what the export's model.json will hold."""
