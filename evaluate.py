@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,15 +28,18 @@ from absl import flags
 from PIL import Image
 
 from fmbseg_jax import checkpoint, evaluation, figures, program, report, sharding, workfolder
+from fmbseg_jax import segmenter as segmenter_lib
 from fmbseg_jax.classes import of_benchmark
 from fmbseg_jax.config import Config
 from fmbseg_jax.data.benchmarks import Benchmark, check, open_folder, open_published
-from fmbseg_jax.data.images import write_atomically
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.models import weights
 from fmbseg_jax.segmenter import Segmenter, clip_patches, load
 from fmbseg_jax.vocabulary import IGNORE
 
 Results = dict[str, list[evaluation.Result]]
+Segmenters = dict[str, tuple[Segmenter, dict[str, Any]]]
+"""By title, a segmenter and the facts of its model."""
 _EVENLY, _EXTREME = 10, 3  # images in the pictures: at even distances; of the best and the worst
 
 
@@ -43,48 +47,38 @@ def evaluate(
     config: Config,
     workdir: Path,
     benchmarks: Sequence[Benchmark],
-    model: Path,
-    *,
-    with_clip: bool = False,
+    segmenters: Segmenters,
     predictions: Path | None = None,
 ) -> dict[str, Results]:
     """Scores everything on every benchmark, and writes what was found.
 
     Args:
-      model: an exported aligner.
-      with_clip: CLIP's own patches too.
-      predictions: label maps of another system, in a folder for each benchmark or without.
+      segmenters: by title (`report.TITLES`), each with its model's facts.
+      predictions: label maps of another system; of several benchmarks, a folder for each in it.
 
     Returns:
       By benchmark, by what was scored, its result and perhaps a second one with PAMR.
     """
-    trained = checkpoint.read_model(model)
-    segmenters = {"aligner": load(model, config.eval)}
-    if (workdir / "oracle" / "export").exists():
-        segmenters["oracle"] = load(workdir / "oracle" / "export", config.eval)
-    if with_clip:
-        segmenters["clip_windows"] = clip_patches(trained["clip"]["source"], config.eval)
-    found = {one.name: _score(config, workdir, one, segmenters, predictions) for one in benchmarks}
-    if jax.process_index() == 0:
-        folder = workdir / "evaluation"
-        for benchmark in benchmarks:
-            results = found[benchmark.name]
-            facts = {
-                "segmenters": {name: one.fingerprint for name, one in segmenters.items()},
-                **{name: trained[name] for name in ("vision", "clip", "aligner")},
-            }
-            report.write_json(folder / f"{benchmark.name}.json", benchmark, results, config, facts)
-            _draw(config, workdir, benchmark, segmenters["aligner"], results)
-        table = [row for one in benchmarks for row in report.rows(one, found[one.name])]
-        notes = "\n".join(report.notes(config.eval, benchmarks))
-        text = f"{report.as_markdown(table)}\n\n{notes}\n"
-        write_atomically(folder / "results.md", text.encode())
-        print(f"\n{report.as_text(table)}\n\n{notes}\n")
-        compiled = sum(segmenter.compiled for segmenter in segmenters.values())
-        print(f"Programs compiled, each for one shape: {compiled}.")
-        print(
-            f"Written to {folder}: results.md; for each benchmark NAME.json, NAME/ with pictures."
+    folder, found = workdir / "evaluation", {}
+    for benchmark in benchmarks:
+        found[benchmark.name] = results = _score(
+            config, workdir, benchmark, segmenters, predictions, alone=len(benchmarks) == 1
         )
+
+        def write(benchmark: Benchmark = benchmark, results: Results = results) -> None:
+            models = {name: facts for name, (_, facts) in segmenters.items()}
+            report.write_json(folder, benchmark, results, config, models)
+            _draw(config, workdir, benchmark, segmenters, results)
+
+        sharding.by_the_first(write)
+    if jax.process_index() == 0:
+        notes = "\n".join(report.notes(config.eval, benchmarks))
+        table = report.as_text([row for one in benchmarks for row in report.rows(folder, one.name)])
+        print(f"\n{table}\n\n{notes}\n")
+        report.write_markdown(folder)
+        compiled = segmenter_lib.compiled() + sum(one.compiled for one, _ in segmenters.values())
+        print(f"Programs compiled, each for one shape on one device: {compiled}.")
+        print(f"Written to {folder}: results.md, and for each benchmark NAME.json and pictures.")
     return found
 
 
@@ -92,10 +86,12 @@ def _score(
     config: Config,
     workdir: Path,
     benchmark: Benchmark,
-    segmenters: dict[str, Segmenter],
+    segmenters: Segmenters,
     predictions: Path | None,
+    *,
+    alone: bool,
 ) -> Results:
-    """By what is scored on one benchmark, its results."""
+    """By what is scored on one benchmark, its results; `alone` it needs no folder of its own."""
     classes, results = of_benchmark(config.eval, benchmark), {}
     saved = workdir / "predictions" / benchmark.name
     if (saved / "manifest.json").exists():
@@ -105,45 +101,61 @@ def _score(
     counts = workdir / "evaluation" / "counts" / benchmark.name
     for name in report.TITLES:
         if name in segmenters:
-            results[name] = evaluation.segment(segmenters[name], benchmark, classes, counts, name)
+            results[name] = evaluation.segment(
+                segmenters[name][0], benchmark, classes, counts, name
+            )
         elif (saved / name).is_dir():
             results[name] = [evaluation.score_folder(benchmark, saved / name)]
     if predictions:
         own = predictions / benchmark.name
-        folder = own if own.is_dir() else predictions
+        folder = predictions if alone and not own.is_dir() else own
         results[predictions.resolve().name] = [evaluation.score_folder(benchmark, folder)]
+    if not results:
+        raise UserError(
+            f"Nothing to score on {benchmark.name}: no aligner in {workdir / 'export'}, no label "
+            f"maps in {saved}. Train one, or give --model, --clip_windows or --predictions."
+        )
     return results
 
 
 def _draw(
-    config: Config, workdir: Path, benchmark: Benchmark, segmenter: Segmenter, results: Results
+    config: Config,
+    workdir: Path,
+    benchmark: Benchmark,
+    segmenters: Segmenters,
+    results: Results,
 ) -> None:
-    """Pictures of one benchmark: examples, the aligner's best and worst, its confusion matrix."""
-    result = results["aligner"][-1]
+    """Pictures of one benchmark: examples, the best and worst images, the confusion matrix.
+
+    Of the aligner, or else of the first model; label maps of others are there to be looked at.
+    """
+    drawn = next((name for name in ("aligner", *segmenters) if name in segmenters), None)
+    if drawn is None:
+        return
+    result, segmenter = results[drawn][-1], segmenters[drawn][0]
     evenly = report.at_even_distances(list(result.by_image), _EVENLY)
     extremes = report.best_and_worst(result.by_image, _EXTREME)
     shown = list(dict.fromkeys([*evenly, *extremes]))
     prepared = ((name, segmenter.prepare(benchmark.image(name))) for name in shown)
     classes = of_benchmark(config.eval, benchmark)
-    segmented = {
-        one.key: one.labels if one.refined is None else one.refined
-        for one in segmenter.label_maps(prepared, classes)
-    }
-    labelled = workdir / "predictions" / benchmark.name / "stage1"
     columns = {"ground truth": {name: benchmark.labels(name) for name in shown}}
+    labelled = workdir / "predictions" / benchmark.name / "stage1"
     if labelled.is_dir():
         columns["pseudo label"] = {
             name: evaluation.read_prediction(labelled, name, len(benchmark.words)) for name in shown
         }
-    columns["segmentation"] = segmented
-    folder = workdir / "evaluation" / benchmark.name
-    folder.mkdir(parents=True, exist_ok=True)
+    columns["segmentation"] = {
+        name: labels if refined is None else refined
+        for name, labels, refined in segmenter.label_maps(prepared, classes)
+    }
     title = f"{benchmark.title}: mIoU {100 * result.miou:.1f} on {result.images:,} images"
     pictures = {
         "contact_sheet": _sheet(benchmark, columns, dict.fromkeys(evenly, ""), title, 2),
         "best_and_worst": _sheet(benchmark, columns, extremes, title, 1),
         "confusion": report.confusion_map(result, benchmark.words),
     }
+    folder = workdir / "evaluation" / benchmark.name
+    folder.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         Image.fromarray(picture).save(folder / f"{name}.png")
 
@@ -187,6 +199,40 @@ def _open(config: Config, names: Sequence[str]) -> list[Benchmark]:
     return [open_folder(config.eval.folder)]
 
 
+def _load(config: Config, workdir: Path, model: str, with_clip: bool) -> Segmenters:
+    """The models that are there."""
+    found: Segmenters = {}
+    if model or (workdir / "export").exists():
+        found["aligner"] = _aligner(config, Path(model or workdir / "export"))
+    if (workdir / "oracle" / "export").exists():
+        found["oracle"] = _aligner(config, workdir / "oracle" / "export")
+    if with_clip:
+        clip = config.models.clip
+        facts = {"source": clip, "hash": weights.content_hash(clip)}
+        found["clip_windows"] = clip_patches(clip, config.eval), {"clip": facts}
+    return found
+
+
+def _aligner(config: Config, export: Path) -> tuple[Segmenter, dict[str, Any]]:
+    segmenter, model = load(export, config.eval), checkpoint.read_model(export)
+    facts = {name: model[name] for name in ("aligner", "vision", "clip")}
+    return segmenter, {"export": str(export.resolve()), **facts}
+
+
+def _predictions(folder: str) -> Path | None:
+    """The folder of --predictions, if it is given."""
+    if not folder:
+        return None
+    if not Path(folder).is_dir():
+        raise UserError(f"There is no folder --predictions={folder}.")
+    if Path(folder).resolve().name in report.TITLES:
+        raise UserError(
+            f"--predictions={folder} has a name that our own results have; rename the folder to "
+            "what the system is called."
+        )
+    return Path(folder)
+
+
 def main() -> None:
     sharding.start_hosts(*(flag.value for flag in HOSTS))
     config = CONFIG.value
@@ -196,12 +242,11 @@ def main() -> None:
         return
     if not WORKDIR.value:
         raise UserError("Flag --workdir is missing: the folder of the experiment.")
+    predictions = _predictions(PREDICTIONS.value)
     workdir = Path(workfolder.make(workfolder.local(WORKDIR.value)))
-    model = Path(MODEL.value or workdir / "export")
-    predictions = Path(PREDICTIONS.value) if PREDICTIONS.value else None
     with sharding.hold(workdir / "evaluation"):
-        evaluate(config, workdir, benchmarks, model, with_clip=CLIP.value, predictions=predictions)
-        sharding.wait_for_all("evaluation")
+        segmenters = _load(config, workdir, MODEL.value, CLIP.value)
+        evaluate(config, workdir, benchmarks, segmenters, predictions)
 
 
 if __name__ == "__main__":
@@ -209,7 +254,7 @@ if __name__ == "__main__":
     MODEL = flags.DEFINE_string("model", "", "Exported aligner; WORKDIR/export if not given.")
     BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Published benchmarks: voc21,ade150,...")
     PREDICTIONS = flags.DEFINE_string("predictions", "", "Label maps of another system to score.")
-    CLIP = flags.DEFINE_bool("clip_windows", False, "Score CLIP's own patches too.")
+    CLIP = flags.DEFINE_bool("clip_windows", False, "Score config.models.clip's own patches too.")
     CHECK = flags.DEFINE_bool("check", False, "Look only whether the benchmarks are complete.")
     HOSTS = program.define_hosts()
     program.run(main)

@@ -214,11 +214,17 @@ class Eval(_Section):
     """Folder that the published benchmarks lie in; docs/reproduce.md says how."""
     template: str = "a photo of a {}."
     """The sentence given to CLIP's text encoder; or a text file with several, one a line."""
+    classes: str = ""
+    """Class names in place of the benchmark's own, as many: a file with one a line, or `sofa;couch`
+    where the best of several stands for the class."""
     average: str = "unit"
     """Of several templates: "unit" averages features of unit length (SCLIP's family), "plain" as
     they come from CLIP (TCL)."""
     short_side: int = 448
     """The image is resized to this short side, in pixels; the long side is at most 2048."""
+    antialias: bool = False
+    """Whether shrinking takes the mean of what falls on a pixel. The protocol's bilinear does not;
+    `fmbseg_jax.load`, for photographs many times larger than a benchmark's, does."""
     window: int = 448
     """Side of the sliding window, in pixels of the resized image."""
     stride: int = 224
@@ -228,9 +234,9 @@ class Eval(_Section):
     compute: str = "float32"
     """What the vision encoder multiplies in: "float32", or "bfloat16", for accelerators."""
     background: str = "auto"
-    """How class 0 of a benchmark is found where it is the background: "words", as the best of
-    `background_words`; "threshold", as what no class reaches `threshold` at; "none", by its own
-    name; "auto", as the benchmark has it (data/published.py)."""
+    """How class 0 is found where it is the background: "words", as the best of `background_words`;
+    "threshold", as what no class reaches `threshold` at; "none", by its own name; "auto", as the
+    published benchmark has it (data/published.py), and "none" for a folder of one's own."""
     background_words: str = "background26"
     """"background26" (SCLIP's), "stuff91" (COCO-Stuff's), a file, or words separated by commas.
     The paper adds "different stuff categories" for PV-21; which, it does not say."""

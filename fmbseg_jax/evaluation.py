@@ -41,7 +41,7 @@ class Result:
     @property
     def iou(self) -> np.ndarray:
         """float64 [K]; an unlabelled pixel is a miss of its class. NaN where a class is absent."""
-        return metrics.iou(_square(self.confusion))[:-1]
+        return _iou(self.confusion)
 
     @property
     def miou(self) -> float:
@@ -136,19 +136,28 @@ def segment(
     Returns:
       The result, and with `eval.pamr` a second one, of the refined label maps.
     """
-    made_by = repr((segmenter.fingerprint, classes, benchmark.root.resolve(), benchmark.name))
+    made_by = repr((segmenter.fingerprint, classes, benchmark.fingerprint))
     kinds = [title, f"{title}_pamr"] if segmenter.refines else [title]
     tallies = [Tally(folder, kind, made_by) for kind in kinds]
-    ours = benchmark.names[jax.process_index() :: jax.process_count()]
+    ours = _share(benchmark)
     todo = [name for name in ours if any(name not in tally.found for tally in tallies)]
-    with logs.progress(len(ours), title, len(ours) - len(todo)) as bar:
+
+    def count() -> None:
         prepared = _read(segmenter, benchmark, todo)
-        for (name, truth), labels, refined in segmenter.label_maps(prepared, classes):
-            for tally, found in zip(tallies, (labels, refined), strict=False):
-                assert found is not None
-                tally.add(name, Counts.of(found, truth, len(classes.names)))
-            bar.update()
+        with logs.progress(len(ours), title, len(ours) - len(todo)) as bar:
+            for (name, truth), *found in segmenter.label_maps(prepared, classes):
+                for tally, labels in zip(tallies, found, strict=False):
+                    assert labels is not None
+                    tally.add(name, Counts.of(labels, truth, len(classes.names)))
+                bar.update()
+
+    sharding.together(count)
     return [_sum(tally.found, ours, benchmark) for tally in tallies]
+
+
+def _share(benchmark: Benchmark) -> Sequence[str]:
+    """Names of the images that this process looks at."""
+    return benchmark.names[jax.process_index() :: jax.process_count()]
 
 
 def _read(
@@ -173,7 +182,8 @@ def _sum(found: dict[str, Counts], names: Sequence[str], benchmark: Benchmark) -
         counts = found[name].confusion(classes)
         confusion += counts
         sizes += found[name].labelled, found[name].pixels
-        by_image[name] = metrics.mean_iou(_square(counts))
+        iou = _iou(counts)
+        by_image[name] = float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
     confusion, sizes = sharding.sum_of_all(confusion), sharding.sum_of_all(sizes)
     if not confusion.any():
         raise UserError(f"No pixel of {benchmark.root}'s label maps has a class.")
@@ -189,7 +199,7 @@ def score_folder(benchmark: Benchmark, folder: Path) -> Result:
       UserError: an image has no label map, one of another size, or with an index that is no class.
     """
     classes = len(benchmark.words)
-    names = benchmark.names[jax.process_index() :: jax.process_count()]
+    names, found = _share(benchmark), {}
 
     def one(i: int) -> Counts:
         truth, predicted = benchmark.labels(names[i]), read_prediction(folder, names[i], classes)
@@ -198,7 +208,11 @@ def score_folder(benchmark: Benchmark, folder: Path) -> Result:
             predicted = np.where(predicted == IGNORE, np.uint16(0), predicted)
         return Counts.of(predicted, truth, classes)
 
-    found = dict(zip(names, pipeline.in_order(len(names), one, _THREADS), strict=True))
+    def count() -> None:
+        for name, counts in zip(names, pipeline.in_order(len(names), one, _THREADS), strict=True):
+            found[name] = counts
+
+    sharding.together(count)
     return _sum(found, names, benchmark)
 
 
@@ -211,10 +225,13 @@ def read_prediction(folder: Path, name: str, num_classes: int) -> np.ndarray:
     """The label map of the image `name`, uint16 [H, W]."""
     path = label_maps.path(folder, name)
     if not path.exists():
-        raise UserError(f"No label map {path}: the run that makes them has not finished.")
+        raise UserError(
+            f"No label map {path}. Each image of the benchmark needs one; where a run makes them, "
+            "let it finish."
+        )
     return label_maps.read(path, num_classes)
 
 
-def _square(confusion: np.ndarray) -> np.ndarray:
-    """[K, K + 1] → [K + 1, K + 1]: no pixel's label is "unlabelled"."""
-    return np.pad(confusion, ((0, 1), (0, 0)))
+def _iou(confusion: np.ndarray) -> np.ndarray:
+    """float64 [K], of a confusion matrix [K, K + 1] whose last column is a miss."""
+    return metrics.iou(np.pad(confusion, ((0, 1), (0, 0))))[:-1]

@@ -9,16 +9,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 import fmbseg_jax
 from fmbseg_jax import figures
-from fmbseg_jax.classes import background_rule
+from fmbseg_jax.classes import background_rule, of_benchmark
 from fmbseg_jax.config import Config, Eval, flatten
 from fmbseg_jax.data.benchmarks import Benchmark, Check
 from fmbseg_jax.data.images import write_atomically
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.evaluation import Result
+from fmbseg_jax.vocabulary import read_templates
 
 TITLES = {
     "clip_patches": "CLIP's patches alone",
@@ -37,12 +39,15 @@ Results = Mapping[str, Sequence[Result]]
 
 def notes(protocol: Eval, benchmarks: Sequence[Benchmark]) -> list[str]:
     """Sentences on how the results came about; no table goes without them."""
-    lines = [
+    parts = [
         f"Protocol: short side {protocol.short_side}, window {protocol.window}, stride "
-        f'{protocol.stride}; template "{protocol.template}"; an unlabelled pixel counts as a miss'
-        + (f"; PAMR with {protocol.pamr} iterations" if protocol.pamr else "")
-        + "."
+        f"{protocol.stride}, bilinear {'with' if protocol.antialias else 'without'} antialiasing",
+        f'template "{protocol.template}"',
+        f"{protocol.compute}",
+        "an unlabelled pixel counts as a miss",
+        *([f"PAMR with {protocol.pamr} iterations"] if protocol.pamr else []),
     ]
+    lines = ["; ".join(parts) + "."]
     for benchmark in benchmarks:
         found = f"{benchmark.name}: {len(benchmark.names):,} images, {len(benchmark.words)} classes"
         if published := benchmark.published:
@@ -65,27 +70,31 @@ def background(protocol: Eval, benchmark: Benchmark) -> str:
     return texts[rule]
 
 
-def rows(benchmark: Benchmark, results: Results) -> list[list[str]]:
-    """Cells of the table: benchmark, what, mIoU, PAMR, paper, difference, labelled, images."""
-    paper = benchmark.published.paper if benchmark.published else None
-    table = []
-    for name, (plain, *refined) in results.items():
-        miou, compared = 100 * plain.miou, paper is not None and name == "aligner"
+def rows(folder: Path, name: str) -> list[list[str]]:
+    """What NAME.json says, as cells of the table."""
+    facts, table = json.loads((folder / f"{name}.json").read_text()), []
+    paper, systems = facts["paper"], facts["systems"]
+    for system, found in systems.items():
+        if system.endswith(_PAMR):
+            continue
+        refined = systems.get(system + _PAMR)
+        miou, compared = 100 * found["miou"], paper is not None and system == "aligner"
         table.append(
             [
-                benchmark.name,
-                TITLES.get(name, name),
+                name,
+                TITLES.get(system, system),
                 f"{miou:.2f}",
-                f"{100 * refined[0].miou:.2f}" if refined else "",
+                f"{100 * refined['miou']:.2f}" if refined else "",
                 f"{paper:.2f}" if compared else "",
-                f"{miou - paper:+.2f}" if compared and paper is not None else "",
-                f"{100 * plain.coverage:.1f}%",
-                f"{plain.images:,}",
+                f"{miou - paper:+.2f}" if compared else "",
+                f"{100 * found['coverage']:.1f}%",
+                f"{found['images']:,}",
             ]
         )
     return table
 
 
+_PAMR = " + PAMR"
 HEADINGS = ["", "", "mIoU", "PAMR", "paper", "difference", "labelled", "images"]
 _WORDY = 2  # columns that are set flush left
 
@@ -115,50 +124,67 @@ def _filled_columns(table: Sequence[Sequence[str]]) -> list[int]:
     return [j for j in range(len(HEADINGS)) if any(row[j] for row in table)]
 
 
+def write_markdown(folder: Path) -> None:
+    """results.md: a table of all that was evaluated into this folder, and how."""
+    names = sorted(path.stem for path in folder.glob("*.json"))
+    table = [row for name in names for row in rows(folder, name)]
+    notes = dict.fromkeys(
+        line
+        for name in names
+        for line in json.loads((folder / f"{name}.json").read_text())["protocol"]
+    )
+    text = as_markdown(table) + "\n\n" + "\n\n".join(notes) + "\n"
+    write_atomically(folder / "results.md", text.encode())
+
+
 def write_json(
-    path: Path,
+    folder: Path,
     benchmark: Benchmark,
     results: Results,
     config: Config,
-    facts: dict[str, Any],
+    models: dict[str, Any],
 ) -> None:
     """NAME.json: results, and everything that is needed to repeat them.
 
     Args:
-      facts: models and their hashes.
+      models: facts of the models, their hashes among them, by what was scored.
     """
-    rest = {
+    classes = of_benchmark(config.eval, benchmark)
+    facts = {
         "benchmark": benchmark.name,
-        "root": str(benchmark.root),
-        "classes": list(benchmark.words),
+        "paper": benchmark.published.paper if benchmark.published else None,
         "systems": {
-            name + (" + PAMR" if i else ""): _facts(result, benchmark)
+            name + (_PAMR if i else ""): _facts(result, benchmark)
             for name, some in results.items()
             for i, result in enumerate(some)
         },
-        "config": {name: value for name, value in flatten(config).items()},
-        "versions": _versions(),
-        "commit": _commit(),
         "protocol": notes(config.eval, [benchmark]),
-        **facts,
+        "templates": list(read_templates(config.eval.template)),
+        "words": {"compared": list(classes.words), "class": list(classes.index)},
+        "models": models,
+        "root": str(benchmark.root),
+        "label_maps": benchmark.source,
+        "config": flatten(config),
+        "versions": _versions(),
+        "platform": jax.devices()[0].device_kind,
+        "commit": _commit(),
     }
-    write_atomically(path, (json.dumps(rest, indent=1) + "\n").encode())
+    text = json.dumps(facts, indent=1, ensure_ascii=False)
+    write_atomically(folder / f"{benchmark.name}.json", (text + "\n").encode())
 
 
 def _facts(result: Result, benchmark: Benchmark) -> dict[str, Any]:
-    """IoU is null for a class that is in no label map and in no result."""
+    """IoU is null for a class that is in no label map and in no result.
+
+    Of the confusion matrix rows are labels, columns results, the last for unlabelled pixels.
+    """
     iou = [None if np.isnan(value) else float(value) for value in result.iou]
-    square = result.confusion[:, :-1]
     return {
         "miou": result.miou,
         "coverage": result.coverage,
         "images": result.images,
         "iou": dict(zip(benchmark.words, iou, strict=True)),
-        "pixels": {
-            "labels": result.confusion.sum(1).tolist(),
-            "results": square.sum(0).tolist(),
-            "both": np.diagonal(square).tolist(),
-        },
+        "confusion": result.confusion.tolist(),
     }
 
 
@@ -170,11 +196,16 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """Of the checkout that this package lies in, if it does."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--exclude=*"]
+    """Of the checkout that this file belongs to, if it does."""
+    here = Path(__file__).resolve()
+
+    def git(*command: str) -> str:
+        full = ["git", "-C", str(here.parent), *command]
+        return subprocess.run(full, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        git("ls-files", "--error-unmatch", here.name)
+        return git("describe", "--always", "--dirty", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -197,12 +228,16 @@ def best_and_worst(by_image: Mapping[str, float], count: int) -> dict[str, str]:
 def confusion_map(result: Result, words: Sequence[str]) -> np.ndarray:
     """uint8 [h, w, 3]: of each label's pixels (rows) the share that got each class (columns).
 
-    Colours go by the root of the share, so that rare confusions can be seen.
+    Colours go by the root of the share, so that rare confusions can be seen. Of more than 200
+    classes, those with the most pixels.
     """
-    shares = result.confusion[:, :-1] / np.maximum(result.confusion.sum(1, keepdims=True), 1)
+    pixels = result.confusion.sum(1)
+    largest = np.sort(np.argsort(-pixels, kind="stable")[:200])
+    shares = result.confusion[:, :-1] / np.maximum(pixels[:, None], 1)
+    shares, words = shares[np.ix_(largest, largest)], [words[i] for i in largest]
     rows = [
         f"{word}  –" if np.isnan(iou) else f"{word}  {100 * iou:.0f}"
-        for word, iou in zip(words, result.iou, strict=True)
+        for word, iou in zip(words, result.iou[largest], strict=True)
     ]
     title = "Rows: the truth, with its IoU. Columns: the result. Colour: root of the share"
     return figures.matrix(np.sqrt(shares), rows, words, title)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -46,6 +47,23 @@ class Segmented(NamedTuple, Generic[Key]):
     """The same after PAMR, with `eval.pamr`."""
 
 
+class _Waiting(NamedTuple, Generic[Key]):
+    """An image whose label map the device may still be working on."""
+
+    key: Key
+    windows: int
+    found: sliding.Found
+    refined: sliding.Found | None
+
+    def segmented(self, classes: Classes) -> Segmented[Key]:
+        labels, refined = (
+            classes.labels(one.labels, one.best) if one else None
+            for one in (self.found, self.refined)
+        )
+        assert labels is not None
+        return Segmented(self.key, labels, refined)
+
+
 class Segmenter:
     """A model and a text encoder, ready for any image and words.
 
@@ -68,6 +86,7 @@ class Segmenter:
                 f"eval.window = {protocol.window} is not a multiple of the encoder's patch of "
                 f"{dense.patch} pixels."
             )
+        self._templates = read_templates(protocol.template)
         self._encode: Any = jax.jit(dense.apply)
         self._placed: tuple[Any, dict[Any, Any]] = (None, {})
 
@@ -78,15 +97,15 @@ class Segmenter:
 
     @property
     def compiled(self) -> int:
-        """How many programs have been compiled, for one shape each."""
-        return self._encode._cache_size() + _compare._cache_size() + sliding.compiled()
+        """How many programs of its own have been compiled, for one shape on one device each."""
+        return self._encode._cache_size()
 
     @property
     def fingerprint(self) -> str:
         """Differs between any two segmenters whose label maps may differ."""
-        unseen = {"batch_size", "folder", "data"}  # these change none
-        protocol = {k: v for k, v in vars(self._eval).items() if k not in unseen}
-        facts = repr((self.dense.fingerprint, self._text_hash, protocol))
+        elsewhere = {"batch_size", "folder", "data", "template"}
+        protocol = {k: v for k, v in vars(self._eval).items() if k not in elsewhere}
+        facts = repr((self.dense.fingerprint, self._text_hash, protocol, self._templates))
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     def segment(self, image: np.ndarray, words: Sequence[str]) -> np.ndarray:
@@ -99,15 +118,19 @@ class Segmenter:
         Returns:
           int32 [H, W], indices into `words`.
         """
-        only = [("", self.prepare(image))]
-        (found,) = self.label_maps(only, Classes.of(words))
+        one = self.prepare(image)
+        (found,) = self.label_maps([("", one)], Classes.of(words), self._room(one))
         return (found.labels if found.refined is None else found.refined).astype(np.int32)
 
     def similarities(self, image: np.ndarray, words: Sequence[str]) -> np.ndarray:
         """Cosine similarity of each pixel with each word, float32 [H, W, K], in [-1, 1]."""
-        one = self.prepare(image)
-        ((_, _, found),) = self._similarities([("", one)], Classes.of(words))
-        return np.asarray(one.layout.stitch(found))
+        one, classes = self.prepare(image), Classes.of(words)
+        ((_, _, found),) = self._similarities([("", one)], classes, self._room(one))
+        return classes.best(np.asarray(one.layout.stitch(found)))
+
+    def _room(self, one: Prepared) -> int:
+        """The batch for the windows of one image: a power of two, so that few are compiled."""
+        return min(self._eval.batch_size, 1 << (one.layout.count - 1).bit_length())
 
     def prepare(self, image: np.ndarray) -> Prepared:
         """Resizes an image, uint8 [H, W, 3] in RGB, and lays out its windows."""
@@ -118,7 +141,8 @@ class Segmenter:
                 f"{list(image.shape)}. fmbseg_jax.data.images.decode reads any image file so."
             )
         protocol, (height, width) = self._eval, image.shape[:2]
-        resized = images.resize(image, images.resized_shape(height, width, protocol.short_side))
+        resize = images.resize if protocol.antialias else images.resize_plain
+        resized = resize(image, images.resized_shape(height, width, protocol.short_side))
         side = protocol.window // self.dense.patch
         layout = sliding.Layout(
             resized.shape[:2], protocol.window, protocol.stride, (side, side), (height, width)
@@ -126,33 +150,40 @@ class Segmenter:
         return Prepared(resized, layout)
 
     def label_maps(
-        self, prepared: Iterable[tuple[Key, Prepared]], classes: Classes
+        self, prepared: Iterable[tuple[Key, Prepared]], classes: Classes, batch_size: int = 0
     ) -> Iterator[Segmented[Key]]:
         """Segments any number of images, in order.
 
         The windows of several images share a batch, and the devices of this host take batches in
         turn; results come late enough for all of them to have something to do.
+
+        Args:
+          batch_size: in place of that of the protocol.
         """
-        several = 2 * self._eval.batch_size * len(jax.local_devices())
-        waiting: collections.deque[tuple[Key, sliding.Found, sliding.Found | None]]
-        waiting = collections.deque()
-        for key, one, found in self._similarities(prepared, classes):
+        batch_size = batch_size or self._eval.batch_size
+        enough = 2 * batch_size * len(jax.local_devices())
+        with_best = classes.threshold is not None
+        waiting: collections.deque[_Waiting[Key]] = collections.deque()
+        for key, one, found in self._similarities(prepared, classes, batch_size):
             refined = None
             if self.refines:
-                refined = one.layout.segment_refined(found, one.resized, self._eval.pamr)
-            waiting.append((key, one.layout.segment(found), refined))
-            if len(waiting) > several:
-                yield _segmented(*waiting.popleft(), classes)
+                refined = one.layout.segment_refined(
+                    found, one.resized, self._eval.pamr, with_best=with_best
+                )
+            labels = one.layout.segment(found, with_best=with_best)
+            waiting.append(_Waiting(key, one.layout.count, labels, refined))
+            while sum(other.windows for other in waiting) > enough:
+                yield waiting.popleft().segmented(classes)
         while waiting:
-            yield _segmented(*waiting.popleft(), classes)
+            yield waiting.popleft().segmented(classes)
 
     def _similarities(
-        self, prepared: Iterable[tuple[Key, Prepared]], classes: Classes
+        self, prepared: Iterable[tuple[Key, Prepared]], classes: Classes, batch_size: int
     ) -> Iterator[tuple[Key, Prepared, Array]]:
         """With each image the similarities of its windows with the words, [n, h, w, T]."""
         devices = jax.local_devices()
-        templates = read_templates(self._eval.template)
-        text = self._text(classes.words, templates, plain=self._eval.average == "plain")
+        plain = self._eval.average == "plain"
+        text = self._text(classes.words, self._templates, plain=plain)
         text_on = functools.cache(lambda device: jax.device_put(text, device))
 
         def run(number: int, batch: np.ndarray) -> Array:
@@ -160,7 +191,7 @@ class Segmenter:
             return self._encode(self._params_on(device), jax.device_put(batch, device))
 
         items = (((key, one), one.layout.windows(one.resized)) for key, one in prepared)
-        for encoded in windows.encode(items, self._eval.batch_size, run):
+        for encoded in windows.encode(items, batch_size, run):
             (device,) = encoded.batches[-1].devices()
             batches = [jax.device_put(batch, device) for batch in encoded.batches]
             if len(batches) == 1:  # or each number of windows would be compiled twice
@@ -190,13 +221,9 @@ def _with_words(batches: list[Array], index: Array, text: Array) -> Array:
 _compare: Any = jax.jit(_with_words)
 
 
-def _segmented(
-    key: Key, found: sliding.Found, refined: sliding.Found | None, classes: Classes
-) -> Segmented[Key]:
-    def labels(of: sliding.Found) -> np.ndarray:
-        return classes.labels(of.labels, None if classes.threshold is None else of.best)
-
-    return Segmented(key, labels(found), labels(refined) if refined else None)
+def compiled() -> int:
+    """How many programs that all segmenters share have been compiled; see `Segmenter.compiled`."""
+    return _compare._cache_size() + sliding.compiled()
 
 
 def load(
@@ -209,7 +236,8 @@ def load(
     """Loads the exported aligner at `path`, the export/ folder of a work folder.
 
     Args:
-      protocol: sizes, windows and templates; None takes those of the training's config.
+      protocol: sizes, windows and templates; None takes those of the training's config, with
+        antialiasing where images shrink.
       vision, clip: where the encoders are now, a folder or hub id each; "" where they were at
         training. Other weights than those are refused.
 
@@ -243,7 +271,7 @@ def clip_patches(clip: str, protocol: config_lib.Eval) -> Segmenter:
 def _protocol(leaves: dict[str, Any]) -> config_lib.Eval:
     """The config's eval section; its other fields may be those of another version."""
     ours = {name: value for name, value in leaves.items() if name.startswith("eval.")}
-    return config_lib.unflatten(ours).eval
+    return dataclasses.replace(config_lib.unflatten(ours).eval, antialias=True)
 
 
 def _same_weights(model: dict[str, Any], name: str, source: str) -> str:

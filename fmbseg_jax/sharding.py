@@ -101,6 +101,19 @@ def of_all(number: int) -> list[int]:
     return [int(x) for x in multihost_utils.process_allgather(np.int32(number))]
 
 
+def together(act: Callable[[], Any]) -> None:
+    """Every process does its own; where one raises UserError, all do."""
+    failed: UserError | None = None
+    try:
+        act()
+    except UserError as error:
+        failed = error
+    others = of_all(int(failed is not None))
+    if any(others):
+        which = others.index(1)
+        raise failed or UserError(f"Process {which} has stopped; its output says why.")
+
+
 def sum_of_all(counts: np.ndarray) -> np.ndarray:
     """The sum over processes of int64 arrays, exact."""
     if jax.process_count() == 1:

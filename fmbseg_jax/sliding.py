@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8, UInt16
 
 from fmbseg_jax import pamr
 from fmbseg_jax.similarity import bilinear
@@ -71,11 +71,14 @@ class Layout:
         grid = _side_by_side(similarities, self._shape)
         return _stitch(jnp.asarray(down), jnp.asarray(right), grid)
 
-    def segment(self, similarities: Float[Array, "n h w K"]) -> Found:
+    def segment(self, similarities: Float[Array, "n h w K"], *, with_best: bool = False) -> Found:
         """Similarities of the windows → the most similar word of each pixel of the output.
 
         Goes through the words a few at a time and keeps the best: [H', W', K] is never held. What
         is compiled depends on the number of windows, and on the output's size rounded up.
+
+        Args:
+          with_best: keep how similar it is, too.
         """
         (down, right), tall = self.matrices, self._tall
         grid = _words_first(similarities, self._shape, tall)
@@ -87,13 +90,15 @@ class Layout:
         strip = max(_ROUND, min(rows, _STRIP // len(right) // _ROUND * _ROUND))
         strips = _filled(down, strip).reshape(-1, strip, down.shape[1])
         labels, best = _most_similar(jnp.asarray(strips), jnp.asarray(right), grid)
-        return Found(labels, best, (height, width), tall)
+        return Found(labels, best if with_best else None, (height, width), tall)
 
     def segment_refined(
         self,
         similarities: Float[Array, "n h w K"],
         image: UInt8[np.ndarray, "H W 3"],
         iterations: int,
+        *,
+        with_best: bool = False,
     ) -> Found:
         """The same, with the similarities refined by PAMR at the size of the resized image.
 
@@ -121,7 +126,7 @@ class Layout:
         labels, best = _most_similar_refined(
             axes, to_output, index, grid, weights, iterations=iterations
         )
-        return Found(labels, best, (height, width), tall)
+        return Found(labels, best if with_best else None, (height, width), tall)
 
     @property
     def _tall(self) -> bool:
@@ -139,21 +144,21 @@ class Layout:
 class Found:
     """The most similar word of each pixel, still with the device."""
 
-    _labels: Int[Array, "*s y x"]
+    _labels: UInt16[Array, "*s y x"]
     """In strips of rows, [s, y, x], or whole."""
-    _best: Float[Array, "*s y x"]
+    _best: Float[Array, "*s y x"] | None
     _size: tuple[int, int]
     _tall: bool
 
     @property
-    def labels(self) -> Int[np.ndarray, "H W"]:
-        """int32, index of the word."""
+    def labels(self) -> UInt16[np.ndarray, "H W"]:
+        """Index of the word."""
         return self._upright(self._labels)
 
     @property
-    def best(self) -> Float[np.ndarray, "H W"]:
-        """Its similarity."""
-        return self._upright(self._best)
+    def best(self) -> Float[np.ndarray, "H W"] | None:
+        """Its similarity, where that was asked for."""
+        return None if self._best is None else self._upright(self._best)
 
     def _upright(self, of: Array) -> np.ndarray:
         height, width = self._size
@@ -216,8 +221,8 @@ def _most_similar_refined(
 
 
 def compiled() -> int:
-    """How many programs of this module have been compiled, for one shape each."""
-    programs: list[Any] = [_words_first, _most_similar, _most_similar_refined]
+    """How many programs have been compiled here, for one shape on one device each."""
+    programs: list[Any] = [_words_first, _most_similar, _most_similar_refined, pamr.affinity]
     return sum(program._cache_size() for program in programs)
 
 
@@ -232,7 +237,7 @@ _EXACT = jax.lax.Precision.HIGHEST
 def _best(
     grid: Array, shape: tuple[int, int], similarities: Callable[[Array], Array]
 ) -> tuple[Array, Array]:
-    """Over all words of the grid [K, r, c], the index int32 and value of the highest similarity.
+    """Over all words of the grid [K, r, c], the index uint16 and value of the highest similarity.
 
     Args:
       shape: (y, x) of the result.
@@ -246,10 +251,11 @@ def _best(
         (labels, best), (first, part) = found, some
         for i, similarity in enumerate(similarities(part)):
             better = (similarity > best) & (first + i < words)
-            labels, best = jnp.where(better, first + i, labels), jnp.where(better, similarity, best)
+            labels = jnp.where(better, jnp.uint16(first + i), labels)
+            best = jnp.where(better, similarity, best)
         return (labels, best), None
 
-    start = jnp.zeros(shape, jnp.int32), jnp.full(shape, -jnp.inf)
+    start = jnp.zeros(shape, jnp.uint16), jnp.full(shape, -jnp.inf)
     firsts = jnp.arange(0, len(grid), at_once, dtype=jnp.int32)
     parts = grid.reshape(-1, at_once, *grid.shape[1:])
     return jax.lax.scan(compare, start, (firsts, parts))[0]

@@ -31,8 +31,8 @@ def encode(
 
     Args:
       images: by image its key and its windows, [n, ...] with any n ≥ 1.
-      run: number and windows of a batch, [size, ...], to an array [size, ...]. The last batch is as
-        small as a power of two can be, and filled up with zeros.
+      run: number and windows of a batch, [size, ...], to an array [size, ...]. The last batch is
+        filled up with zeros.
 
     Yields:
       The images, in order, each as soon as its last window has been given to `run`.
@@ -59,8 +59,7 @@ def encode(
             done += 1
         yield from finished()
     if len(rest):
-        room = min(size, 1 << (len(rest) - 1).bit_length())
-        filled = np.zeros((room, *rest.shape[1:]), rest.dtype)
+        filled = np.zeros((size, *rest.shape[1:]), rest.dtype)
         filled[: len(rest)] = rest
         batches[done] = run(done, filled)
         done += 1

@@ -10,6 +10,7 @@ A run that was stopped, or killed, goes on where it was when the same command is
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Mapping, Sequence
@@ -145,7 +146,8 @@ def _to_predict(config: Config) -> tuple[str, Path, Mapping[str, Path], Classes,
         benchmark = open_published(BENCHMARK.value, config.eval.data)
         files = {name: pair[0] for name, pair in benchmark.files.items()}
         unlabelled = 0 if benchmark.has_background else IGNORE
-        classes = of_benchmark(config.eval, benchmark)
+        # Stage 1 leaves pixels unlabelled by itself: no threshold is needed.
+        classes = dataclasses.replace(of_benchmark(config.eval, benchmark), threshold=None)
         return benchmark.name, benchmark.root, files, classes, unlabelled
     if not IMAGES.value and not config.eval.folder:
         raise UserError(

@@ -226,8 +226,15 @@ def test_images_without_label_maps_are_told(tmp_path):
 def test_check_finds_a_map_of_another_size(tmp_path):
     root = voc(tmp_path)
     save(root / "SegmentationClass/a.png", np.zeros((20, 31), np.uint8))
+    benchmark = open_published("voc21", tmp_path)
     with pytest.raises(UserError, match=r"a.png is \(20, 31\), .*a.jpg \(20, 30\)"):
-        check(open_published("voc21", tmp_path))
+        check(benchmark)
+    (root / "JPEGImages/a.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match="(?s)voc21:.*a.jpg cannot be read"):
+        check(benchmark)
+    (root / "SegmentationClass/a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="(?s)voc21:.*a.png cannot be read"):
+        check(benchmark)
 
 
 def test_the_program_checks(tmp_path):
@@ -260,6 +267,30 @@ def test_background_by_threshold():
         with_background(["background", "cat"], "threshold")
 
 
+def test_the_best_of_several_words_stands_for_a_class():
+    classes = Classes.of(["sofa; couch", "cat"])
+    assert classes.words == ("sofa", "couch", "cat")
+    assert classes.labels(np.asarray([0, 1, 2])).tolist() == [0, 0, 1]
+    similarities = np.asarray([[[0.1, 0.4, 0.3]]])
+    np.testing.assert_array_equal(classes.best(similarities), [[[0.4, 0.3]]])
+    with_words = with_background(["background", "sofa;couch"], "words", ["sky", "Couch"])
+    assert with_words.words == ("sky", "sofa", "couch")
+    assert with_words.index == (0, 1, 1)
+
+
+def test_other_class_names(tmp_path):
+    root = voc(tmp_path)
+    names = list(PUBLISHED["voc20"].words)
+    names[8] = "chair;seat"
+    (root / "names.txt").write_text("\n".join(names))
+    benchmark = open_published("voc20", tmp_path)
+    classes = of_benchmark(Eval(classes=str(root / "names.txt")), benchmark)
+    assert classes.words[8:10] == ("chair", "seat")
+    assert len(classes.names) == 20
+    with pytest.raises(UserError, match="has 2 names; voc20 has 20 classes"):
+        of_benchmark(Eval(classes="cat,dog"), benchmark)
+
+
 def test_the_rule_of_each_benchmark(tmp_path):
     voc(tmp_path)
     voc20, voc21 = (open_published(name, tmp_path) for name in ("voc20", "voc21"))
@@ -270,10 +301,30 @@ def test_the_rule_of_each_benchmark(tmp_path):
     assert of_benchmark(Eval(background="none"), voc21) == Classes.of(voc21.words)
     of_threshold = of_benchmark(Eval(background="threshold", threshold=0.1), voc21)
     assert (of_threshold.threshold, len(of_threshold.words)) == (0.1, 20)
+    unreadable = Eval(background_words="nowhere.txt")  # which only matters where it is needed
+    assert of_benchmark(unreadable, voc20) == Classes.of(voc20.words)
+    assert of_benchmark(Eval(background="words"), voc20) == Classes.of(voc20.words)
+    photograph(tmp_path / "own", "images/a.jpg")
+    save(tmp_path / "own/labels/a.png", grey([0]))
+    (tmp_path / "own/words.txt").write_text("other\ncat\n")
+    own = open_folder(tmp_path / "own")
+    assert of_benchmark(Eval(), own).words == ("other", "cat")
+    assert of_benchmark(Eval(background="words", background_words="sky"), own).words == (
+        "sky",
+        "cat",
+    )
+
+
+def test_counts_are_of_these_label_maps(tmp_path):
+    root = voc(tmp_path)
+    before = open_published("voc21", tmp_path).fingerprint
+    assert before == open_published("voc21", tmp_path).fingerprint
+    save(root / "SegmentationClass/a.png", np.random.default_rng(0).integers(0, 9, SIZE, np.uint8))
+    assert open_published("voc21", tmp_path).fingerprint != before
 
 
 def test_the_truth_as_prediction_scores_100(tmp_path):
-    """Of every benchmark: values → classes → PNG → counts → 100."""
+    """Of every benchmark: the classes that its values stand for, written down here, score 100."""
     for layout, (image, labels, split, sets) in LAYOUTS.items():
         for name, (values, expected) in sets.items():
             data = tmp_path / layout
@@ -283,14 +334,25 @@ def test_the_truth_as_prediction_scores_100(tmp_path):
                 (data / split).parent.mkdir(parents=True, exist_ok=True)
                 (data / split).write_text("a\n")
             benchmark = open_published(name, data)
-            truth = benchmark.labels(benchmark.names[0])
             target = label_maps.path(tmp_path / "predicted", benchmark.names[0])
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(label_maps.encode(truth))
+            guess = np.resize(np.asarray(expected, np.uint16), SIZE)
+            target.write_bytes(label_maps.encode(guess))
             result = evaluation.score_folder(benchmark, tmp_path / "predicted")
             assert result.miou == 1
+            assert set(result.by_image.values()) == {1}
             classes = {value for value in expected if value != IGNORE}
             assert np.count_nonzero(np.isfinite(result.iou)) == len(classes)
+
+
+def test_the_score_of_one_image_leaves_unlabelled_pixels_a_miss(tmp_path):
+    """They are no class of their own: half of one class right is 0.5, not 0.25."""
+    voc(tmp_path, values=[1, 1])
+    half = np.resize(np.asarray([0, IGNORE], np.uint16), SIZE)
+    (tmp_path / "predicted").mkdir()
+    (tmp_path / "predicted/a.png").write_bytes(label_maps.encode(half))
+    result = evaluation.score_folder(open_published("voc20", tmp_path), tmp_path / "predicted")
+    assert result.miou == result.by_image["a"] == 0.5
 
 
 def test_unlabelled_pixels_are_background_where_there_is_one(tmp_path):
@@ -368,12 +430,23 @@ def test_real_benchmarks_end_to_end(real, world, tmp_path):
     flags = [*world.flags, f"--workdir={tmp_path}", f"--config.eval.data={real}"]
     run("fmbseg_jax.features", *flags)
     run("train.py", *flags, "--config.train.epochs=1")
-    for name in sets:
-        benchmark = open_published(name, real)
-        for image in benchmark.names:
+    things = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+    objects = {category: i for i, category in enumerate(things)}
+    voc_ids = json.loads((BESIDE / "coco_panoptic/voc20_from_coco.json").read_text())
+    to_voc = {int(k): v for k, v in voc_ids["coco_category_id_to_voc_id"].items()}
+    truth = {  # written down apart from the code that is tested
+        "coco_object80": lambda category: objects.get(category, IGNORE),
+        "coco_object81": lambda category: objects.get(category, -1) + 1,
+        "voc20": lambda category: to_voc.get(category, IGNORE + 1) - 1,
+        "voc21": lambda category: to_voc.get(category, 0),
+    }
+    for name, label in truth.items():
+        for image in open_published(name, real).names:
+            categories = np.asarray(Image.open(BESIDE / f"coco_panoptic/labels/{image}.png"))
             path = label_maps.path(tmp_path / "truth" / name, image)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(label_maps.encode(benchmark.labels(image)))
+            made = np.vectorize(label)(categories.astype(int)).astype(np.uint16)
+            path.write_bytes(label_maps.encode(made))
     flags += [f"--benchmarks={','.join(sets)}", f"--predictions={tmp_path / 'truth'}"]
     output = run("evaluate.py", *flags).stdout
     assert "voc21: 6 images, 21 classes; background by words (background26)" in output
@@ -383,8 +456,8 @@ def test_real_benchmarks_end_to_end(real, world, tmp_path):
         assert facts["systems"]["truth"]["miou"] == 1
         assert 0 <= facts["systems"]["aligner"]["miou"] < 0.3
         assert facts["systems"]["aligner"]["images"] == 6
-    counted = facts["systems"]["truth"]["pixels"]["labels"]
-    assert sum(counted) == sum(benchmark.labels(name).size for name in benchmark.names)
+    sizes = [Image.open(path).size for path in (real / "VOC2012/JPEGImages").iterdir()]
+    assert np.sum(facts["systems"]["truth"]["confusion"]) == sum(w * h for w, h in sizes)
     table = (tmp_path / "evaluation" / "results.md").read_text()
     assert "| voc20 | the aligner |" in table and "| 85.65 |" in table
 
@@ -396,10 +469,10 @@ def test_real_text_features_agree_with_the_names():
     lists = json.loads((BESIDE / "clip_text" / "classes.json").read_text())
     known = {name: features[name].astype(np.float32) for name in lists}
     ours = {"voc21": "voc21", "coco81": "coco_object81", "ade150": "ade150",
-            "cityscapes19": "cityscapes"}  # fmt: skip
+            "cityscapes19": "cityscapes", "cocostuff171": "coco_stuff171"}  # fmt: skip
     for theirs, name in ours.items():
-        names = [one.strip() for one in lists[theirs]]
-        assert len(names) == len(PUBLISHED[name].words) == len(known[theirs])
+        assert tuple(one.strip() for one in lists[theirs]) == PUBLISHED[name].words
+        assert len(known[theirs]) == len(PUBLISHED[name].words)
     couch = known["coco81"][PUBLISHED["coco_object81"].words.index("couch")]
     voc = PUBLISHED["voc21"].words
     assert voc[int(np.argmax(known["voc21"] @ couch))] == "sofa"

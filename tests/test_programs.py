@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, program, run
 from PIL import Image
 
+from fmbseg_jax import config
 from fmbseg_jax.data import tfrecord
 
 
@@ -123,7 +124,8 @@ def test_evaluation_continues_after_a_kill(done, world, tmp_path):
 def test_the_result_is_what_numpy_counts(done, world):
     import fmbseg_jax
 
-    segmenter = fmbseg_jax.load(done / "export")
+    made = json.loads((done / "evaluation" / "test.json").read_text())
+    segmenter = fmbseg_jax.load(done / "export", config.unflatten(made["config"]).eval)
     words = (world.root / "test" / "words.txt").read_text().split("\n")[:15]
     confusion = np.zeros((15, 15))
     for path in (world.root / "test" / "labels").glob("*.png"):
@@ -140,15 +142,17 @@ def test_the_result_is_what_numpy_counts(done, world):
     assert found["miou"] == pytest.approx(np.nanmean(iou))
     assert found["coverage"] == 1
     assert found["images"] == 5
-    assert found["pixels"]["labels"] == confusion.sum(1).tolist()
-    assert found["pixels"]["both"] == np.diag(confusion).tolist()
+    assert np.asarray(found["confusion"])[:, :-1].tolist() == confusion.tolist()
 
 
 def test_an_evaluation_says_all_that_is_needed_to_repeat_it(done):
     facts = json.loads((done / "evaluation" / "test.json").read_text())
     assert facts["config"]["eval.stride"] == 35
-    assert set(facts["segmenters"]) == {"aligner"}
-    assert len(facts["vision"]["hash"]) >= 16 and facts["clip"]["source"]
+    assert set(facts["models"]) == {"aligner"}
+    assert len(facts["models"]["aligner"]["vision"]["hash"]) >= 16
+    assert facts["words"]["compared"] == list(facts["systems"]["aligner"]["iou"])
+    assert facts["templates"] == ["a photo of a {}."]
+
     assert facts["versions"]["fmbseg_jax"]
     folder = done / "evaluation"
     table = (folder / "results.md").read_text()
@@ -198,7 +202,10 @@ def test_label_maps_of_others_are_scored(done, world, tmp_path):
     wrong.write_bytes(wrong.read_bytes()[:50])
     assert "test_000002.png cannot be read" in run(*command, check=False).stdout
     wrong.unlink()
-    assert "test_000002.png: the run that makes them" in run(*command, check=False).stdout
+    assert (
+        "test_000002.png. Each image of the benchmark needs one"
+        in run(*command, check=False).stdout
+    )
     made_for = {"images": "elsewhere", "words": ["sky"]}
     (saved / "manifest.json").write_text(json.dumps(made_for))
     output = run(*command, check=False).stdout

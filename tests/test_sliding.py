@@ -63,9 +63,9 @@ def test_strips_change_nothing(monkeypatch):
     layout = LAYOUTS[2]
     similarities = np.random.default_rng(2).normal(size=(layout.count, *layout.grid, 5))
     similarities = jnp.asarray(similarities, jnp.float32)
-    whole = layout.segment(similarities)
+    whole = layout.segment(similarities, with_best=True)
     monkeypatch.setattr(sliding, "_STRIP", 1)
-    in_strips = layout.segment(similarities)
+    in_strips = layout.segment(similarities, with_best=True)
     assert in_strips._labels.shape[0] > whole._labels.shape[0] == 1
     np.testing.assert_array_equal(in_strips.labels, whole.labels)
     np.testing.assert_array_equal(in_strips.best, whole.best)
@@ -77,7 +77,7 @@ def test_the_best_of_any_number_of_words(words):
     layout = LAYOUTS[1]
     random = np.random.default_rng(words)
     similarities = -1 - random.random((layout.count, *layout.grid, words)).astype(np.float32)
-    found = layout.segment(jnp.asarray(similarities))
+    found = layout.segment(jnp.asarray(similarities), with_best=True)
     stitched = np.asarray(layout.stitch(jnp.asarray(similarities)))
     assert np.mean(found.labels == stitched.argmax(-1)) > 0.9999
     np.testing.assert_allclose(found.best, stitched.max(-1), atol=1e-5)

@@ -32,11 +32,7 @@ def test_every_window_once_and_in_order(counts, size):
     assert seen == len(counts)
     total = sum(counts)
     assert len(given_to) == -(-total // size)
-    assert all(len(batch) == size for batch in given_to[:-1])
-    if total % size:
-        last = len(given_to[-1])
-        assert total % size <= last <= size
-        assert last in (size, 1 << (total % size - 1).bit_length())
+    assert all(len(batch) == size for batch in given_to)
 
 
 def test_an_image_comes_as_soon_as_its_windows_are_encoded():

@@ -29,6 +29,8 @@ class Benchmark:
     """By name of the image, its file and that of its label map."""
     read: Callable[[Path], np.ndarray]
     """File of a label map → uint16 [H, W], class or IGNORE."""
+    source: str = ""
+    """Where the label maps came from, relative to `root`, with `{}` for a name."""
     published: Published | None = None
 
     @property
@@ -39,7 +41,13 @@ class Benchmark:
     @property
     def has_background(self) -> bool:
         """Whether class 0 is what is no other class."""
-        return bool(self.published and self.published.background)
+        return bool(self.published and self.published.background is not None)
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs between any two sets of label maps, as far as their names and sizes tell."""
+        sizes = [(name, path.stat().st_size) for name, (_, path) in self.files.items()]
+        return repr((self.name, self.root.resolve(), self.words, self.source, self.published, sizes))
 
     @property
     def names(self) -> Sequence[str]:
@@ -77,27 +85,35 @@ class Check:
 
 
 def check(benchmark: Benchmark) -> Check:
-    """Reads every label map; raises UserError where one is damaged or not of its image's size."""
+    """Reads every label map; raises UserError with all that are damaged or of another size."""
 
-    def count(name: str) -> np.ndarray:
-        labels, (image, path) = benchmark.labels(name), benchmark.files[name]
-        size = images.size(image)
+    def count(name: str) -> tuple[np.ndarray | None, str]:
+        image, path = benchmark.files[name]
+        try:
+            labels, size = benchmark.labels(name), images.size(image)
+        except UserError as error:
+            return None, str(error)
         if labels.shape != size:
-            raise UserError(f"{path} is {labels.shape}, {image} {size} (rows, columns).")
-        return np.bincount(labels.reshape(-1), minlength=IGNORE + 1)
+            return None, f"{path} is {labels.shape}, {image} {size} (rows, columns)."
+        return np.bincount(labels.reshape(-1), minlength=IGNORE + 1), ""
 
-    counts = np.zeros(IGNORE + 1, np.int64)
+    counts, faults = np.zeros(IGNORE + 1, np.int64), []
     with ThreadPoolExecutor() as pool:
-        names = tqdm(benchmark.names, desc=benchmark.name, unit=" image", dynamic_ncols=True)
-        for one in pool.map(count, names):
-            counts += one
-    expected = benchmark.published.count if benchmark.published else 0
-    seen = int(np.count_nonzero(counts[:IGNORE]))
+        found = pool.map(count, benchmark.names)
+        total = len(benchmark.names)
+        for one, fault in tqdm(found, benchmark.name, total, unit=" image", dynamic_ncols=True):
+            if one is None:
+                faults.append(fault)
+            else:
+                counts += one
+    if faults:
+        more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
+        raise UserError(f"{benchmark.name}:\n  " + "\n  ".join(faults[:10]) + more)
     return Check(
         benchmark.name,
-        len(benchmark.names),
-        expected,
-        seen,
+        total,
+        benchmark.published.count if benchmark.published else 0,
+        int(np.count_nonzero(counts[:IGNORE])),
         len(benchmark.words),
         counts[IGNORE] / counts.sum(),
     )
@@ -124,7 +140,7 @@ def open_folder(root: str | Path) -> Benchmark:
     files = {name: (root / "images" / name, root / "labels" / png) for name, png in names.items()}
     _check_labels(root, files)
     read = functools.partial(label_maps.read, num_words=len(words))
-    return Benchmark(root.resolve().name, root, words, files, read)
+    return Benchmark(root.resolve().name, root, words, files, read, "labels/{}")
 
 
 def open_published(name: str, data: str | Path) -> Benchmark:
@@ -179,7 +195,7 @@ def _found(
     _check_labels(root, files)
     table = _table(published, source)
     read = functools.partial(_read, table=table, raw=_reader(root, source))
-    return Benchmark(name, root, published.words, files, read, published)
+    return Benchmark(name, root, published.words, files, read, source.labels, published)
 
 
 def _names(root: Path, pattern: str) -> list[str]:

@@ -117,9 +117,12 @@ def decode(data: bytes) -> np.ndarray:
 
 def size(path: epath.PathLike) -> tuple[int, int]:
     """(H, W) of an image file, upright as `decode` gives it; reads its header alone."""
-    with Image.open(path) as file:
-        turned = file.getexif().get(0x0112, 1) >= 5
-        return (file.width, file.height) if turned else (file.height, file.width)
+    try:
+        with Image.open(path) as file:
+            turned = file.getexif().get(0x0112, 1) >= 5
+            return (file.height, file.width) if not turned else (file.width, file.height)
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error}") from None
 
 
 def _scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:
@@ -149,6 +152,24 @@ def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     height, width = shape
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized)
+
+
+def resize_plain(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3] → uint8 [*shape, 3], bilinear without antialiasing, as OpenCV and mmcv do it.
+
+    Half-pixel centres; borders repeat; rounded.
+    """
+    if image.shape[:2] == tuple(shape):
+        return image
+    mixed = image.astype(np.float32)
+    for axis, outputs in enumerate(shape):
+        inputs = mixed.shape[axis]
+        centre = np.clip((np.arange(outputs) + 0.5) * (inputs / outputs) - 0.5, 0, inputs - 1)
+        below = np.floor(centre).astype(int)
+        part = (centre - below).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        low = np.take(mixed, below, axis)
+        mixed = low + part * (np.take(mixed, np.minimum(below + 1, inputs - 1), axis) - low)
+    return np.round(mixed).astype(np.uint8)
 
 
 def resize_labels(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

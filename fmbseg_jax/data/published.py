@@ -34,8 +34,10 @@ class Published:
     """What is known of a benchmark before one looks at the disk."""
 
     title: str
-    names: tuple[str, int, int | None]
-    """File of class names, and the slice of its lines."""
+    names: str
+    """File of class names."""
+    first: int
+    """Its first line that counts, from 0."""
     count: int
     """Images."""
     roots: tuple[str, ...]
@@ -46,16 +48,15 @@ class Published:
     sources: tuple[Source, ...]
     classes: Mapping[int, int]
     """Category → class, or IGNORE."""
-    background: str = ""
-    """Class 0 is what is no other class; how it is found ("words" or "none"). "": no such class."""
+    background: str | None = None
+    """Where class 0 is what is no other class, how it is found ("words" or "none")."""
     paper: float | None = None
     """mIoU in the paper's Table 1, in percent."""
 
     @property
     def words(self) -> tuple[str, ...]:
         """The class names."""
-        file, first, end = self.names
-        return read_words(_NAMES / file)[first:end]
+        return read_words(_NAMES / self.names)[self.first :]
 
 
 def background_words() -> tuple[str, ...]:
@@ -105,7 +106,8 @@ _FROM_CITYSCAPES_IDS = {i: 255 for i in (*range(34), 255)} | {i: n for n, i in e
 
 _VOC = Published(
     title="Pascal VOC 2012",
-    names=("voc21.txt", 0, None),
+    names="voc21.txt",
+    first=0,
     count=1449,
     roots=("VOCdevkit/VOC2012", "VOC2012", "."),
     images=("JPEGImages/{}.jpg",),
@@ -117,7 +119,7 @@ _VOC = Published(
 )
 _CONTEXT = Published(
     title="Pascal Context",
-    names=("context60.txt", 0, None),
+    names="context60.txt", first=0,
     count=5104,
     roots=("VOCdevkit/VOC2010", "VOC2010", "."),
     images=("JPEGImages/{}.jpg",),
@@ -128,7 +130,7 @@ _CONTEXT = Published(
 )
 _COCO = Published(
     title="COCO-Stuff",
-    names=("coco_stuff171.txt", 0, None),
+    names="coco_stuff171.txt", first=0,
     count=5000,
     roots=("coco_stuff164k", "coco", "coco_object", "."),
     images=("images/val2017/{}.jpg", "val2017/{}.jpg"),
@@ -147,26 +149,26 @@ _OBJECT_SOURCES = (
 PUBLISHED: dict[str, Published] = {
     "voc21": _VOC,
     "voc20": dataclasses.replace(
-        _VOC, title="Pascal VOC 2012, no background", names=("voc21.txt", 1, None),
-        classes=_without_zero(20), background="", paper=85.65,
+        _VOC, title="Pascal VOC 2012, no background", names="voc21.txt", first=1,
+        classes=_without_zero(20), background=None, paper=85.65,
     ),
     "context59": dataclasses.replace(
-        _CONTEXT, title="Pascal Context, no background", names=("context60.txt", 1, None),
-        classes=_without_zero(59), background="", paper=42.72,
+        _CONTEXT, title="Pascal Context, no background", names="context60.txt", first=1,
+        classes=_without_zero(59), background=None, paper=42.72,
     ),
     "context60": _CONTEXT,
     "coco_object80": dataclasses.replace(
-        _COCO, title="COCO objects", names=("coco_object81.txt", 1, None),
+        _COCO, title="COCO objects", names="coco_object81.txt", first=1,
         sources=_OBJECT_SOURCES, classes=_OBJECTS, paper=57.63,
     ),
     "coco_object81": dataclasses.replace(
-        _COCO, title="COCO objects and background", names=("coco_object81.txt", 0, None),
+        _COCO, title="COCO objects and background", names="coco_object81.txt", first=0,
         sources=_OBJECT_SOURCES, classes=_OBJECTS_OR_NOT, background="words", paper=None,
     ),
     "coco_stuff171": _COCO,
     "cityscapes": Published(
         title="Cityscapes",
-        names=("cityscapes19.txt", 0, None),
+        names="cityscapes19.txt", first=0,
         count=500,
         roots=("cityscapes", "."),
         images=("leftImg8bit/val/{}_leftImg8bit.png",),
@@ -180,7 +182,7 @@ PUBLISHED: dict[str, Published] = {
     ),
     "ade150": Published(
         title="ADE20K",
-        names=("ade150.txt", 0, None),
+        names="ade150.txt", first=0,
         count=2000,
         roots=("ade/ADEChallengeData2016", "ADEChallengeData2016", "."),
         images=("images/validation/{}.jpg",),
