@@ -63,7 +63,7 @@ def reference(world, segmenter, image, antialias=True):
         size = [int(side * scale + 0.5) for side in image.shape[:2]]
         theirs = interpolate(planes, size=size, mode="bilinear")[0].permute(1, 2, 0).round()
         resized = images.resize_plain(image, tuple(size))
-        assert np.mean(resized == theirs.numpy()) > 0.999  # but for ties in rounding
+        assert np.mean(resized == theirs.numpy()) > 0.995  # small ratios: many ties in rounding
     normal = images.normalise(resized, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     pixels = torch.from_numpy(np.asarray(normal, np.float32)).permute(2, 0, 1)[None]
     height, width = pixels.shape[2:]
