@@ -12,8 +12,10 @@ import pytest
 from conftest import ROOT, program, run
 from PIL import Image
 
-from fmbseg_jax import config
+from fmbseg_jax import config, evaluation
 from fmbseg_jax.data import tfrecord
+from fmbseg_jax.data.benchmarks import open_folder
+from fmbseg_jax.errors import UserError
 
 
 def killed(until, *arguments, **environment):
@@ -196,16 +198,19 @@ def test_label_maps_of_others_are_scored(done, world, tmp_path):
     found = results(tmp_path / "w")
     assert list(found) == ["stage1", "aligner", "theirs"]
     assert found["stage1"]["miou"] == found["theirs"]["miou"] == 1  # they are the truth
-    wrong = saved / "stage1" / "test_000002.png"
+    benchmark, wrong = open_folder(world.root / "test"), saved / "stage1" / "test_000002.png"
     Image.fromarray(np.full((128, 128), 15, np.uint16)).save(wrong)
-    assert "has the index 15; 15 words allow 0 to 14" in run(*command, check=False).stdout
+    with pytest.raises(UserError, match="has the index 15; 15 words allow 0 to 14"):
+        evaluation.score_folder(benchmark, saved / "stage1")
     wrong.write_bytes(wrong.read_bytes()[:50])
-    assert "test_000002.png cannot be read" in run(*command, check=False).stdout
+    with pytest.raises(UserError, match="test_000002.png cannot be read"):
+        evaluation.score_folder(benchmark, saved / "stage1")
+    Image.fromarray(np.zeros((128, 127), np.uint16)).save(wrong)
+    with pytest.raises(UserError, match=r"test_000002.png is \(128, 127\), the image \(128, 128\)"):
+        evaluation.score_folder(benchmark, saved / "stage1")
     wrong.unlink()
-    assert (
-        "test_000002.png. Each image of the benchmark needs one"
-        in run(*command, check=False).stdout
-    )
+    with pytest.raises(UserError, match="test_000002.png. Each image of the benchmark needs one"):
+        evaluation.score_folder(benchmark, saved / "stage1")
     made_for = {"images": "elsewhere", "words": ["sky"]}
     (saved / "manifest.json").write_text(json.dumps(made_for))
     output = run(*command, check=False).stdout
