@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -31,7 +31,9 @@ from fmbseg_jax import checkpoint, evaluation, figures, program, report, shardin
 from fmbseg_jax import segmenter as segmenter_lib
 from fmbseg_jax.classes import of_benchmark
 from fmbseg_jax.config import Config
+from fmbseg_jax.data import label_maps
 from fmbseg_jax.data.benchmarks import Benchmark, check, open_folder, open_published
+from fmbseg_jax.data.published import PUBLISHED
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import weights
 from fmbseg_jax.segmenter import Segmenter, clip_patches, load
@@ -48,27 +50,26 @@ def evaluate(
     workdir: Path,
     benchmarks: Sequence[Benchmark],
     segmenters: Segmenters,
-    predictions: Path | None = None,
+    theirs: Theirs | None = None,
 ) -> dict[str, Results]:
     """Scores everything on every benchmark, and writes what was found.
 
     Args:
       segmenters: by title (`report.TITLES`), each with its model's facts.
-      predictions: label maps of another system; of several benchmarks, a folder for each in it.
+      theirs: label maps of another system.
 
     Returns:
       By benchmark, by what was scored, its result and perhaps a second one with PAMR.
     """
     folder, found = workdir / "evaluation", {}
     for benchmark in benchmarks:
-        found[benchmark.name] = results = _score(
-            config, workdir, benchmark, segmenters, predictions, alone=len(benchmarks) == 1
-        )
+        found[benchmark.name] = results = _score(config, workdir, benchmark, segmenters, theirs)
 
         def write(benchmark: Benchmark = benchmark, results: Results = results) -> None:
             models = {name: facts for name, (_, facts) in segmenters.items()}
             report.write_json(folder, benchmark, results, config, models)
-            _draw(config, workdir, benchmark, segmenters, results)
+            print(f"Drawing {benchmark.name} ...")
+            _draw(config, workdir, benchmark, segmenters, results, theirs)
 
         sharding.by_the_first(write)
     if jax.process_index() == 0:
@@ -77,7 +78,7 @@ def evaluate(
         print(f"\n{table}\n\n{notes}\n")
         report.write_markdown(folder)
         compiled = segmenter_lib.compiled() + sum(one.compiled for one, _ in segmenters.values())
-        print(f"Programs compiled, each for one shape on one device: {compiled}.")
+        print(f"XLA programs compiled, one for each shape and device: {compiled}.")
         print(f"Written to {folder}: results.md, and for each benchmark NAME.json and pictures.")
     return found
 
@@ -87,11 +88,9 @@ def _score(
     workdir: Path,
     benchmark: Benchmark,
     segmenters: Segmenters,
-    predictions: Path | None,
-    *,
-    alone: bool,
+    theirs: Theirs | None,
 ) -> Results:
-    """By what is scored on one benchmark, its results; `alone` it needs no folder of its own."""
+    """By what is scored on one benchmark, its results."""
     classes, results = of_benchmark(config.eval, benchmark), {}
     saved = workdir / "predictions" / benchmark.name
     if (saved / "manifest.json").exists():
@@ -106,10 +105,8 @@ def _score(
             )
         elif (saved / name).is_dir():
             results[name] = [evaluation.score_folder(benchmark, saved / name)]
-    if predictions:
-        own = predictions / benchmark.name
-        folder = predictions if alone and not own.is_dir() else own
-        results[predictions.resolve().name] = [evaluation.score_folder(benchmark, folder)]
+    if theirs:
+        results[theirs.name] = [evaluation.score_folder(benchmark, theirs.folder(benchmark))]
     if not results:
         raise UserError(
             f"Nothing to score on {benchmark.name}: no aligner in {workdir / 'export'}, no label "
@@ -124,40 +121,52 @@ def _draw(
     benchmark: Benchmark,
     segmenters: Segmenters,
     results: Results,
+    theirs: Theirs | None,
 ) -> None:
     """Pictures of one benchmark: examples, the best and worst images, the confusion matrix.
 
-    Of the aligner, or else of the first model; label maps of others are there to be looked at.
+    Of the aligner, or else of what is there.
     """
-    drawn = next((name for name in ("aligner", *segmenters) if name in segmenters), None)
-    if drawn is None:
-        return
-    result, segmenter = results[drawn][-1], segmenters[drawn][0]
+    drawn = next(name for name in ("aligner", *results) if name in results)
+    result = results[drawn][-1]
     evenly = report.at_even_distances(list(result.by_image), _EVENLY)
     extremes = report.best_and_worst(result.by_image, _EXTREME)
     shown = list(dict.fromkeys([*evenly, *extremes]))
-    prepared = ((name, segmenter.prepare(benchmark.image(name))) for name in shown)
-    classes = of_benchmark(config.eval, benchmark)
+    saved, words = workdir / "predictions" / benchmark.name, len(benchmark.words)
+    folders = {name: saved / name for name in report.TITLES}
+    if theirs:
+        folders[theirs.name] = theirs.folder(benchmark)
     columns = {"ground truth": {name: benchmark.labels(name) for name in shown}}
-    labelled = workdir / "predictions" / benchmark.name / "stage1"
-    if labelled.is_dir():
+    if folders["stage1"].is_dir() and drawn != "stage1":
         columns["pseudo label"] = {
-            name: evaluation.read_prediction(labelled, name, len(benchmark.words)) for name in shown
+            name: evaluation.read_prediction(folders["stage1"], name, words) for name in shown
         }
-    columns["segmentation"] = {
-        name: labels if refined is None else refined
-        for name, labels, refined in segmenter.label_maps(prepared, classes)
-    }
-    title = f"{benchmark.title}: mIoU {100 * result.miou:.1f} on {result.images:,} images"
+    if drawn in segmenters:
+        columns["segmentation"] = _segmented(config, benchmark, segmenters[drawn][0], shown)
+    else:
+        columns["segmentation"] = {
+            name: evaluation.read_prediction(folders[drawn], name, words) for name in shown
+        }
+    what = report.TITLES.get(drawn, drawn) + (" with PAMR" if len(results[drawn]) > 1 else "")
+    title = f"{benchmark.title}: {what}, mIoU {100 * result.miou:.1f}"
     pictures = {
         "contact_sheet": _sheet(benchmark, columns, dict.fromkeys(evenly, ""), title, 2),
         "best_and_worst": _sheet(benchmark, columns, extremes, title, 1),
-        "confusion": report.confusion_map(result, benchmark.words),
+        "confusion": report.confusion_map(result, benchmark.words, title),
     }
     folder = workdir / "evaluation" / benchmark.name
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         Image.fromarray(picture).save(folder / f"{name}.png")
+
+
+def _segmented(
+    config: Config, benchmark: Benchmark, segmenter: Segmenter, names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Label maps of some images, refined where the protocol refines."""
+    prepared = ((name, segmenter.prepare(benchmark.image(name))) for name in names)
+    found = segmenter.label_maps(prepared, of_benchmark(config.eval, benchmark))
+    return {name: labels if refined is None else refined for name, labels, refined in found}
 
 
 def _sheet(
@@ -189,8 +198,18 @@ def _sheet(
 
 def _open(config: Config, names: Sequence[str]) -> list[Benchmark]:
     """The published benchmarks of these names, or the annotated folder of the config."""
+    if unknown := [name for name in names if name not in PUBLISHED]:
+        raise UserError(f"No benchmark {', '.join(unknown)}. There are: {', '.join(PUBLISHED)}.")
     if names:
-        return [open_published(name, config.eval.data) for name in dict.fromkeys(names)]
+        found, faults = [], []
+        for name in dict.fromkeys(names):
+            try:
+                found.append(open_published(name, config.eval.data))
+            except UserError as error:
+                faults.append(str(error))
+        if faults:
+            raise UserError("\n\n".join(faults))
+        return found
     if not config.eval.folder:
         raise UserError(
             "Give what to evaluate on: an annotated folder, --config.eval.folder=DIR, or published "
@@ -219,18 +238,44 @@ def _aligner(config: Config, export: Path) -> tuple[Segmenter, dict[str, Any]]:
     return segmenter, {"export": str(export.resolve()), **facts}
 
 
-def _predictions(folder: str) -> Path | None:
-    """The folder of --predictions, if it is given."""
+class Theirs(NamedTuple):
+    """Label maps of another system."""
+
+    root: Path
+    alone: bool
+    """Whether there is a single benchmark, which needs no folder of its own."""
+
+    @property
+    def name(self) -> str:
+        return self.root.resolve().name
+
+    def folder(self, benchmark: Benchmark) -> Path:
+        """Where those of a benchmark lie."""
+        own = self.root / benchmark.name
+        return self.root if self.alone and not own.is_dir() else own
+
+
+def _theirs(folder: str, benchmarks: Sequence[Benchmark]) -> Theirs | None:
+    """What --predictions names, if it is given; all label maps have to be there."""
     if not folder:
         return None
-    if not Path(folder).is_dir():
-        raise UserError(f"There is no folder --predictions={folder}.")
-    if Path(folder).resolve().name in report.TITLES:
+    theirs = Theirs(Path(folder), len(benchmarks) == 1)
+    if theirs.name in report.TITLES:
         raise UserError(
             f"--predictions={folder} has a name that our own results have; rename the folder to "
             "what the system is called."
         )
-    return Path(folder)
+    for benchmark in benchmarks:
+        paths = [label_maps.path(theirs.folder(benchmark), name) for name in benchmark.names]
+        missing = [path for path in paths if not path.exists()]
+        if missing:
+            raise UserError(
+                f"--predictions={folder} lacks {len(missing)} of {len(paths)} label maps for "
+                f"{benchmark.name}, such as {missing[0]}. "
+                f"They are {folder}/{benchmark.name}/NAME.png"
+                + (f", or {folder}/NAME.png." if theirs.alone else ".")
+            )
+    return theirs
 
 
 def main() -> None:
@@ -242,17 +287,17 @@ def main() -> None:
         return
     if not WORKDIR.value:
         raise UserError("Flag --workdir is missing: the folder of the experiment.")
-    predictions = _predictions(PREDICTIONS.value)
+    theirs = _theirs(PREDICTIONS.value, benchmarks)
     workdir = Path(workfolder.make(workfolder.local(WORKDIR.value)))
     with sharding.hold(workdir / "evaluation"):
         segmenters = _load(config, workdir, MODEL.value, CLIP.value)
-        evaluate(config, workdir, benchmarks, segmenters, predictions)
+        evaluate(config, workdir, benchmarks, segmenters, theirs)
 
 
 if __name__ == "__main__":
     CONFIG, WORKDIR = program.define_config(workdir_required=False)
     MODEL = flags.DEFINE_string("model", "", "Exported aligner; WORKDIR/export if not given.")
-    BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Published benchmarks: voc21,ade150,...")
+    BENCHMARKS = flags.DEFINE_list("benchmarks", [], ", ".join(PUBLISHED))
     PREDICTIONS = flags.DEFINE_string("predictions", "", "Label maps of another system to score.")
     CLIP = flags.DEFINE_bool("clip_windows", False, "Score config.models.clip's own patches too.")
     CHECK = flags.DEFINE_bool("check", False, "Look only whether the benchmarks are complete.")

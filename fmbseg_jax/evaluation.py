@@ -32,16 +32,19 @@ class Result:
 
     confusion: np.ndarray
     """int64 [K, K + 1]: rows are labels; the last column counts pixels left unlabelled."""
-    coverage: float
-    """Share of all pixels that got a class."""
     by_image: dict[str, float]
-    """mIoU of each image that this process has looked at."""
+    """mIoU of each image that this process has looked at, over the classes in its label map."""
     images: int
 
     @property
     def iou(self) -> np.ndarray:
         """float64 [K]; an unlabelled pixel is a miss of its class. NaN where a class is absent."""
         return _iou(self.confusion)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the pixels counted that got a class."""
+        return float(self.confusion[:, :-1].sum() / self.confusion.sum())
 
     @property
     def miou(self) -> float:
@@ -57,9 +60,6 @@ class Counts:
     """int64 [c]: indices of the confusion matrix [K, K + 1] that are not 0."""
     counts: np.ndarray
     """int64 [c]: what is there."""
-    labelled: int
-    """Pixels that got a class, those without ground truth included."""
-    pixels: int
 
     @classmethod
     def of(cls, predicted: np.ndarray, truth: np.ndarray, num_classes: int) -> Counts:
@@ -68,8 +68,7 @@ class Counts:
             metrics.with_unlabelled(predicted, num_classes), truth, num_classes + 1
         )[:-1]
         (cells,) = np.nonzero(confusion.reshape(-1))
-        labelled = int(np.count_nonzero(predicted != IGNORE))
-        return cls(cells, confusion.reshape(-1)[cells], labelled, predicted.size)
+        return cls(cells, confusion.reshape(-1)[cells])
 
     def confusion(self, num_classes: int) -> np.ndarray:
         """int64 [K, K + 1]."""
@@ -113,16 +112,13 @@ class Tally:
             except ValueError:
                 continue  # cut short by a kill: counted again
             cells, counts = (np.asarray(one[name], np.int64) for name in ("cells", "counts"))
-            found[one["image"]] = Counts(cells, counts, one["labelled"], one["pixels"])
+            found[one["image"]] = Counts(cells, counts)
         return found
 
 
 def _line(image: str, counts: Counts) -> str:
-    facts = {
-        "image": image, "cells": counts.cells.tolist(), "counts": counts.counts.tolist(),
-        "labelled": counts.labelled, "pixels": counts.pixels,
-    }  # fmt: skip
-    return json.dumps(facts)
+    lists = {"cells": counts.cells.tolist(), "counts": counts.counts.tolist()}
+    return json.dumps({"image": image, **lists})
 
 
 def segment(
@@ -144,7 +140,8 @@ def segment(
 
     def count() -> None:
         prepared = _read(segmenter, benchmark, todo)
-        with logs.progress(len(ours), title, len(ours) - len(todo)) as bar:
+        described = f"{benchmark.name}: {title}"
+        with logs.progress(len(ours), described, len(ours) - len(todo)) as bar:
             for (name, truth), *found in segmenter.label_maps(prepared, classes):
                 for tally, labels in zip(tallies, found, strict=False):
                     assert labels is not None
@@ -176,18 +173,16 @@ def _read(
 def _sum(found: dict[str, Counts], names: Sequence[str], benchmark: Benchmark) -> Result:
     """Over the images of all processes, those of this one being `names`."""
     classes = len(benchmark.words)
-    confusion, sizes = np.zeros((classes, classes + 1), np.int64), np.zeros(2, np.int64)
-    by_image = {}
+    confusion, by_image = np.zeros((classes, classes + 1), np.int64), {}
     for name in names:
         counts = found[name].confusion(classes)
         confusion += counts
-        sizes += found[name].labelled, found[name].pixels
-        iou = _iou(counts)
-        by_image[name] = float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
-    confusion, sizes = sharding.sum_of_all(confusion), sharding.sum_of_all(sizes)
+        there = counts.any(1)  # a stray pixel of another class would weigh as much as all of one
+        by_image[name] = float(_iou(counts)[there].mean()) if there.any() else float("nan")
+    confusion = sharding.sum_of_all(confusion)
     if not confusion.any():
         raise UserError(f"No pixel of {benchmark.root}'s label maps has a class.")
-    return Result(confusion, sizes[0] / sizes[1], by_image, len(benchmark.names))
+    return Result(confusion, by_image, len(benchmark.names))
 
 
 def score_folder(benchmark: Benchmark, folder: Path) -> Result:

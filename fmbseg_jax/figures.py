@@ -127,6 +127,7 @@ def contact_sheet(
     """
     margin, gap = 28, 8
     width = 2 * margin + len(columns) * (tile + gap) - gap
+    width = max(width, 2 * margin + int(font(28).getlength(title)))
     words_below = legend(words, width - 2 * margin, present, unlabelled=unlabelled)
     head = (44 if title else 0) + (26 if subtitle else 0) + 32
     height = margin + head + len(rows) * (tile + gap) + 12 + len(words_below) + margin // 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def notes(protocol: Eval, benchmarks: Sequence[Benchmark]) -> list[str]:
         "an unlabelled pixel counts as a miss",
         *([f"PAMR with {protocol.pamr} iterations"] if protocol.pamr else []),
     ]
-    lines = ["; ".join(parts) + "."]
+    lines = ["; ".join(parts) + ". Label maps made elsewhere (stage 1, --predictions) are counted."]
     for benchmark in benchmarks:
         found = f"{benchmark.name}: {len(benchmark.names):,} images, {len(benchmark.words)} classes"
         if published := benchmark.published:
@@ -78,7 +79,7 @@ def rows(folder: Path, name: str) -> list[list[str]]:
         if system.endswith(_PAMR):
             continue
         refined = systems.get(system + _PAMR)
-        miou, compared = 100 * found["miou"], paper is not None and system == "aligner"
+        miou, compared = 100 * found["miou"], paper is not None and system in _PAPERS
         table.append(
             [
                 name,
@@ -86,7 +87,7 @@ def rows(folder: Path, name: str) -> list[list[str]]:
                 f"{miou:.2f}",
                 f"{100 * refined['miou']:.2f}" if refined else "",
                 f"{paper:.2f}" if compared else "",
-                f"{miou - paper:+.2f}" if compared else "",
+                f"{miou - paper:+.2f}" if compared and facts["whole"] else "",
                 f"{100 * found['coverage']:.1f}%",
                 f"{found['images']:,}",
             ]
@@ -95,7 +96,8 @@ def rows(folder: Path, name: str) -> list[list[str]]:
 
 
 _PAMR = " + PAMR"
-HEADINGS = ["", "", "mIoU", "PAMR", "paper", "difference", "labelled", "images"]
+_PAPERS = ("aligner",)  # what the paper's Table 1 has a number of
+HEADINGS = ["set", "what", "mIoU", "PAMR", "paper", "difference", "labelled", "images"]
 _WORDY = 2  # columns that are set flush left
 
 
@@ -146,31 +148,51 @@ def write_json(
 ) -> None:
     """NAME.json: results, and everything that is needed to repeat them.
 
+    What an earlier run has scored by the same protocol stays.
+
     Args:
       models: facts of the models, their hashes among them, by what was scored.
     """
-    classes = of_benchmark(config.eval, benchmark)
+    classes, path = of_benchmark(config.eval, benchmark), folder / f"{benchmark.name}.json"
+    same = {
+        "protocol": notes(config.eval, [benchmark]),
+        "root": str(benchmark.root),
+        "label_maps": benchmark.source,
+    }
+    found = {
+        name + (_PAMR if i else ""): _facts(result, benchmark)
+        for name, some in results.items()
+        for i, result in enumerate(some)
+    }
+    old = json.loads(path.read_text()) if path.exists() else {}
+    kept = same.items() <= old.items()
+    if old and not kept:
+        print(f"{path} was made by another protocol, and is made anew.")
     facts = {
         "benchmark": benchmark.name,
         "paper": benchmark.published.paper if benchmark.published else None,
-        "systems": {
-            name + (_PAMR if i else ""): _facts(result, benchmark)
-            for name, some in results.items()
-            for i, result in enumerate(some)
-        },
-        "protocol": notes(config.eval, [benchmark]),
+        "systems": _in_order((old["systems"] if kept else {}) | found),
+        "whole": not benchmark.published or benchmark.published.count == len(benchmark.names),
+        **same,
         "templates": list(read_templates(config.eval.template)),
         "words": {"compared": list(classes.words), "class": list(classes.index)},
-        "models": models,
-        "root": str(benchmark.root),
-        "label_maps": benchmark.source,
+        "models": (old["models"] if kept else {}) | models,
         "config": flatten(config),
         "versions": _versions(),
         "platform": jax.devices()[0].device_kind,
         "commit": _commit(),
     }
     text = json.dumps(facts, indent=1, ensure_ascii=False)
-    write_atomically(folder / f"{benchmark.name}.json", (text + "\n").encode())
+    text = re.sub(r"\[[\d,\s]+\]", lambda row: re.sub(r"\s+", " ", row[0]), text)  # one line each
+    write_atomically(path, (text + "\n").encode())
+
+
+def _in_order(systems: dict[str, Any]) -> dict[str, Any]:
+    """As in TITLES; those of others last."""
+    order = {name: i for i, name in enumerate(TITLES)}
+    return dict(
+        sorted(systems.items(), key=lambda item: order.get(item[0].removesuffix(_PAMR), len(order)))
+    )
 
 
 def _facts(result: Result, benchmark: Benchmark) -> dict[str, Any]:
@@ -222,10 +244,11 @@ def best_and_worst(by_image: Mapping[str, float], count: int) -> dict[str, str]:
     )
     count = min(count, -(-len(scored) // 2))
     best, worst = scored[:count], scored[count:][-count:]
-    return {name: f"mIoU {100 * value:.0f}" for value, name in best + worst}
+    captions = {name: f"best: {100 * value:.1f}" for value, name in best}
+    return captions | {name: f"worst: {100 * value:.1f}" for value, name in worst}
 
 
-def confusion_map(result: Result, words: Sequence[str]) -> np.ndarray:
+def confusion_map(result: Result, words: Sequence[str], title: str) -> np.ndarray:
     """uint8 [h, w, 3]: of each label's pixels (rows) the share that got each class (columns).
 
     Colours go by the root of the share, so that rare confusions can be seen. Of more than 200
@@ -236,11 +259,11 @@ def confusion_map(result: Result, words: Sequence[str]) -> np.ndarray:
     shares = result.confusion[:, :-1] / np.maximum(pixels[:, None], 1)
     shares, words = shares[np.ix_(largest, largest)], [words[i] for i in largest]
     rows = [
-        f"{word}  –" if np.isnan(iou) else f"{word}  {100 * iou:.0f}"
+        f"{word}  -" if np.isnan(iou) else f"{word}  {100 * iou:.0f}"
         for word, iou in zip(words, result.iou[largest], strict=True)
     ]
-    title = "Rows: the truth, with its IoU. Columns: the result. Colour: root of the share"
-    return figures.matrix(np.sqrt(shares), rows, words, title)
+    explained = "Rows: truth and IoU; columns: result; brighter: a larger share of the row"
+    return figures.matrix(np.sqrt(shares), rows, words, f"{title}. {explained}")
 
 
 def print_checks(checks: Sequence[Check]) -> None:

@@ -158,7 +158,7 @@ def test_an_evaluation_says_all_that_is_needed_to_repeat_it(done):
     assert facts["versions"]["fmbseg_jax"]
     folder = done / "evaluation"
     table = (folder / "results.md").read_text()
-    assert table.startswith("|  |  | mIoU | labelled | images |\n| --- | --- | ---: |")
+    assert table.startswith("| set | what | mIoU | labelled | images |\n| --- | --- | ---: |")
     assert "short side 70, window 70, stride 35" in table
     for name in ("contact_sheet", "best_and_worst", "confusion"):
         assert (folder / "test" / f"{name}.png").stat().st_size > 5_000

@@ -85,12 +85,12 @@ class Check:
 
 
 def check(benchmark: Benchmark) -> Check:
-    """Reads every label map; raises UserError with all that are damaged or of another size."""
+    """Reads every image and label map; raises UserError with all that are damaged or do not fit."""
 
     def count(name: str) -> tuple[np.ndarray | None, str]:
         image, path = benchmark.files[name]
         try:
-            labels, size = benchmark.labels(name), images.size(image)
+            labels, size = benchmark.labels(name), benchmark.image(name).shape[:2]
         except UserError as error:
             return None, str(error)
         if labels.shape != size:
@@ -106,7 +106,7 @@ def check(benchmark: Benchmark) -> Check:
                 faults.append(fault)
             else:
                 counts += one
-    if faults:
+    if faults := list(dict.fromkeys(faults)):
         more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
         raise UserError(f"{benchmark.name}:\n  " + "\n  ".join(faults[:10]) + more)
     return Check(
@@ -211,14 +211,17 @@ def _not_there(
     data: Path,
     looked_for: list[tuple[Path, list[str], list[str]]],
 ) -> str:
-    lines = [f"{name} ({published.title}) is not under {data}. Looked for one of:"]
-    for root, wanted, missing in looked_for:
-        line = f"  {root}: {', '.join(wanted)}."
-        if len(missing) < len(wanted):
-            line += f" Not there: {', '.join(missing)}."
-        lines.append(line.replace("{}", "*"))
+    """Of folders that are there, what they lack; of others only their names."""
+    lines = [f"{name} ({published.title}) is not under {data}."]
+    wanted = dict.fromkeys(", ".join(wanted) for _, wanted, _ in looked_for)
+    lines += ["It has one of:", *(f"  {files}" for files in wanted)]
+    roots = dict.fromkeys(root for root, _, _ in looked_for)
+    lines.append(f"in one of: {', '.join(map(str, roots))}.")
+    for root, files, missing in looked_for:
+        if len(missing) < len(files):
+            lines.append(f"{root} has some of them, but not {', '.join(missing)}.")
     lines.append("docs/reproduce.md says where it comes from. Give its place: --config.eval.data=DIR.")
-    return "\n".join(dict.fromkeys(lines))
+    return "\n".join(dict.fromkeys(lines)).replace("{}", "*")
 
 
 def _check_labels(root: Path, files: Mapping[str, tuple[Path, Path]]) -> None:

@@ -115,16 +115,6 @@ def decode(data: bytes) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def size(path: epath.PathLike) -> tuple[int, int]:
-    """(H, W) of an image file, upright as `decode` gives it; reads its header alone."""
-    try:
-        with Image.open(path) as file:
-            turned = file.getexif().get(0x0112, 1) >= 5
-            return (file.height, file.width) if not turned else (file.width, file.height)
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error}") from None
-
-
 def _scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:
     """Grey levels of 16 bits (or any range, for 32) → uint8 [H, W, 3]."""
     top = 65535 if pixels.max(initial=0) > 255 else 255

@@ -65,6 +65,6 @@ def read_values(file: str | Path) -> np.ndarray:
     if mode not in ("L", "P") and not mode.startswith("I"):
         raise UserError(
             f"The label map {file} has mode {mode}; expected one channel of 8 or 16 bits that "
-            "holds word indices."
+            "holds indices. A map of colours has to be converted first."
         )
     return values
