@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 import fmbseg_jax
-from fmbseg_jax import figures
 from fmbseg_jax.classes import background_rule, of_benchmark
 from fmbseg_jax.config import Config, Eval, flatten
 from fmbseg_jax.data.benchmarks import Benchmark, Check
@@ -230,40 +229,6 @@ def _commit() -> str | None:
         return git("describe", "--always", "--dirty", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def at_even_distances(names: Sequence[str], count: int) -> list[str]:
-    """`count` of the names, or all."""
-    return list(names[:: max(1, len(names) // count)][:count])
-
-
-def best_and_worst(by_image: Mapping[str, float], count: int) -> dict[str, str]:
-    """The `count` images of the highest and of the lowest mIoU, with what to say of each."""
-    scored = sorted(
-        ((value, name) for name, value in by_image.items() if not np.isnan(value)), reverse=True
-    )
-    count = min(count, -(-len(scored) // 2))
-    best, worst = scored[:count], scored[count:][-count:]
-    captions = {name: f"best: {100 * value:.1f}" for value, name in best}
-    return captions | {name: f"worst: {100 * value:.1f}" for value, name in worst}
-
-
-def confusion_map(result: Result, words: Sequence[str], title: str) -> np.ndarray:
-    """uint8 [h, w, 3]: of each label's pixels (rows) the share that got each class (columns).
-
-    Colours go by the root of the share, so that rare confusions can be seen. Of more than 200
-    classes, those with the most pixels.
-    """
-    pixels = result.confusion.sum(1)
-    largest = np.sort(np.argsort(-pixels, kind="stable")[:200])
-    shares = result.confusion[:, :-1] / np.maximum(pixels[:, None], 1)
-    shares, words = shares[np.ix_(largest, largest)], [words[i] for i in largest]
-    rows = [
-        f"{word}  -" if np.isnan(iou) else f"{word}  {100 * iou:.0f}"
-        for word, iou in zip(words, result.iou[largest], strict=True)
-    ]
-    explained = "Rows: truth and IoU; columns: result; brighter: a larger share of the row"
-    return figures.matrix(np.sqrt(shares), rows, words, f"{title}. {explained}")
 
 
 def print_checks(checks: Sequence[Check]) -> None:

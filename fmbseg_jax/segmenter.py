@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -89,16 +90,12 @@ class Segmenter:
         self._templates = read_templates(protocol.template)
         self._encode: Any = jax.jit(dense.apply)
         self._placed: tuple[Any, dict[Any, Any]] = (None, {})
+        _SEGMENTERS.add(self)
 
     @property
     def refines(self) -> bool:
         """Whether label maps are also refined by PAMR."""
         return self._eval.pamr > 0
-
-    @property
-    def compiled(self) -> int:
-        """How many programs of its own have been compiled, for one shape on one device each."""
-        return self._encode._cache_size()
 
     @property
     def fingerprint(self) -> str:
@@ -222,8 +219,12 @@ _compare: Any = jax.jit(_with_words)
 
 
 def compiled() -> int:
-    """How many programs that all segmenters share have been compiled; see `Segmenter.compiled`."""
-    return _compare._cache_size() + sliding.compiled()
+    """How many programs segmenters have compiled, each for one shape on one device."""
+    encoders = sum(segmenter._encode._cache_size() for segmenter in _SEGMENTERS)
+    return encoders + _compare._cache_size() + sliding.compiled()
+
+
+_SEGMENTERS: weakref.WeakSet[Segmenter] = weakref.WeakSet()
 
 
 def load(

@@ -191,9 +191,7 @@ def test_a_benchmark_that_is_not_there(tmp_path):
         open_published("voc20", tmp_path)
     root = voc(tmp_path)
     (root / "SegmentationClass/a.png").unlink()
-    with pytest.raises(
-        UserError, match=r"has some of them, but not SegmentationClass/\*.png\.\n"
-    ):
+    with pytest.raises(UserError, match=r"has some of them, but not SegmentationClass/\*.png\.\n"):
         open_published("voc20", tmp_path)
     with pytest.raises(UserError, match="There is no benchmark 'voc22'. There are: voc21, voc20"):
         open_published("voc22", tmp_path)

@@ -14,7 +14,7 @@ LAYERS = [
     "models.weights models.aligner similarity rings pairs_by_row pairs losses windows pamr sliding "
     "metrics",
     "data.pipeline patches dense text sharding preemption checkpoint logs",
-    "training training_data segmenter evaluation report",
+    "training training_data segmenter evaluation systems report pictures",
     "validation",
     "trainer",
     "features segment train evaluate",
