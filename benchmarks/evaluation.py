@@ -135,15 +135,18 @@ class Plain:
     def windows(self, image: np.ndarray) -> tuple[tuple[int, int], list[Any]]:
         """Size of the resized image, and by window its corner and similarities [1, K, h, w]."""
         import torch
-        from torch.nn.functional import gelu, normalize
+        from torch.nn.functional import gelu, interpolate, normalize
 
         from fmbseg_jax.data import images
 
-        resized = images.resize(image, images.resized_shape(image.shape[0], image.shape[1], WINDOW))
-        normal = images.normalise(resized, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        height, width = images.resized_shape(image.shape[0], image.shape[1], WINDOW)
+        planes = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+        resized = interpolate(planes, size=(height, width), mode="bilinear").round()
+        normal = images.normalise(
+            resized[0].permute(1, 2, 0).numpy(), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        )
         pixels = torch.from_numpy(np.asarray(normal, np.float32)).permute(2, 0, 1)[None]
         pixels = pixels.to(self._device)
-        height, width = resized.shape[:2]
         found, side = [], WINDOW // 14
         for y in sorted({*range(0, height - WINDOW, STRIDE), height - WINDOW}):
             for x in sorted({*range(0, width - WINDOW, STRIDE), width - WINDOW}):
