@@ -73,7 +73,7 @@ def run(*arguments: str) -> tuple[int, str]:
     The flags it defines are taken away again, so that other programs can define theirs.
     """
     known = flags.FLAGS._flags()
-    ours = ("config", "workdir", "images", "words", "strict", "figures", "predict")
+    ours = ("config", "workdir", "images", "words", "strict", "figures", "predict", "benchmark")
     ours += ("engine", "workers")
     before = {name: known.pop(name) for name in ours if name in known}
     argv, sys.argv = sys.argv, ["labelling", *map(str, arguments)]

@@ -380,7 +380,10 @@ def test_models_that_changed_between_runs(world):
         (["--config.data.image_labels=x.tsv"], "No file of image-level labels at x.tsv"),
         (["--workdir={0}/words.txt/work"], "Cannot write to {0}/words.txt/work/pseudo_labels"),
         (["--workdir={0}/blocked"], "Cannot write to {0}/blocked/pseudo_labels"),
-        (["--predict"], "No images to segment: give --images=DIR or set config.eval.folder."),
+        (
+            ["--predict"],
+            "No images to segment: give --images=DIR, --benchmark=NAME or set config.eval.folder.",
+        ),
         (["something"], "Unexpected argument 'something'"),
     ],
 )
@@ -421,7 +424,7 @@ def test_predict(world, capsys):
     assert label(world, *flags) == (0, "")
     output = capsys.readouterr().out
     assert "predictions of 8 images" in output and "bad.jpg cannot be read" in output
-    out = world / "work" / "predictions"
+    out = world / "work" / "predictions" / world.name
     assert sorted(p.name for p in out.iterdir() if p.is_dir()) == KINDS
     for r in records(world):
         maps = {kind: Image.open(out / kind / r.filename) for kind in KINDS}
@@ -436,7 +439,7 @@ def test_predict(world, capsys):
 def test_predict_goes_on(world, monkeypatch, capsys):
     flags = "--predict", f"--images={world}/images"
     assert label(world, *flags) == (0, "")
-    out = world / "work" / "predictions"
+    out = world / "work" / "predictions" / "images"
     before = {p: p.read_bytes() for p in out.rglob("*.png")}
     (out / "stage1" / "4.png").unlink()
     assert label(world, *flags) == (0, "")
@@ -454,9 +457,32 @@ def test_predictions_of_other_words_are_refused(world):
     assert code == 1 and "differ, so the label maps could not be compared" in message
     assert f"Give --words={benchmark}/words.txt." in message
     assert label(world, *flags, f"--words={benchmark}/words.txt") == (0, "")
-    code, message = label(world, "--predict", f"--images={world}/images")
+    shutil.copy(world / "words.txt", benchmark / "words.txt")
+    code, message = label(world, *flags)
     assert code == 1 and "was made from something else:" in message
     assert "words: 2 added (sail boat, cat)" in message
+
+
+def test_predict_a_published_benchmark(world):
+    """Words stand for the background, and so does what no mask covers."""
+    voc = world / "data" / "VOC2012"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (voc / name).mkdir(parents=True)
+    for i in range(2):
+        picture = Image.open(next((world / "images").rglob(f"{i}.png"))).convert("RGB")
+        picture.save(voc / "JPEGImages" / f"{i}.jpg")
+        Image.new("L", picture.size).save(voc / "SegmentationClass" / f"{i}.png")
+    (voc / "ImageSets/Segmentation/val.txt").write_text("0\n1\n")
+    data = f"--config.eval.data={world / 'data'}"
+    for name, background in (("voc21", True), ("voc20", False)):
+        assert label(world, "--predict", f"--benchmark={name}", data) == (0, "")
+        for kind in KINDS:
+            folder = world / "work" / "predictions" / name / kind
+            maps = [np.asarray(Image.open(folder / f"{i}.png")) for i in range(2)]
+            counted = np.concatenate([one.ravel() for one in maps])
+            assert counted[counted != IGNORE].max(initial=0) < (21 if background else 20)
+            assert not background or (counted != IGNORE).all()
+    assert "--benchmark is for --predict" in label(world, f"--benchmark={name}", data)[1]
 
 
 def test_predict_strict_and_names_that_meet(world):
