@@ -47,7 +47,9 @@ def notes(protocol: Eval, benchmarks: Sequence[Benchmark]) -> list[str]:
         "an unlabelled pixel counts as a miss",
         *([f"PAMR with {protocol.pamr} iterations"] if protocol.pamr else []),
     ]
-    lines = ["; ".join(parts) + ". Label maps made elsewhere (stage 1, --predictions) are counted."]
+    lines = [
+        "; ".join(parts) + ". Label maps made elsewhere (stage 1, --predictions) are only counted."
+    ]
     for benchmark in benchmarks:
         found = f"{benchmark.name}: {len(benchmark.names):,} images, {len(benchmark.words)} classes"
         if published := benchmark.published:
