@@ -125,14 +125,7 @@ def sum_of_all(counts: np.ndarray) -> np.ndarray:
 
 def by_the_first(act: Callable[[], Any]) -> None:
     """Process 0 does it; where that raises UserError, all processes do."""
-    failed: UserError | None = None
-    if jax.process_index() == 0:
-        try:
-            act()
-        except UserError as error:
-            failed = error
-    if same_for_all(np.int32(failed is not None)):
-        raise failed or UserError("Process 0 has stopped; its output says why.")
+    together(act if jax.process_index() == 0 else lambda: None)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
