@@ -20,11 +20,11 @@ from etils import epath
 
 import fmbseg_jax
 from fmbseg_jax import program, sharding, trainer, training, workfolder
-from fmbseg_jax.checkpoint import Export, load_export, read_model, save_export
 from fmbseg_jax.config import Config, flatten, resolve
 from fmbseg_jax.data.example import read_metadata
 from fmbseg_jax.data.pipeline import TrainBatches
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.exported import Export, load_export, read_model, save_export
 from fmbseg_jax.models import encoders, weights
 from fmbseg_jax.text import text_features
 from fmbseg_jax.training_data import TrainingData, open_cached, open_online

@@ -25,8 +25,8 @@ from fmbseg_jax.data import label_maps  # noqa: E402
 from fmbseg_jax.data.benchmarks import open_folder  # noqa: E402
 from fmbseg_jax.data.example import decode_pseudo_label  # noqa: E402
 from fmbseg_jax.data.tfrecord import RecordSource, find_shards  # noqa: E402
+from fmbseg_jax.loading import load  # noqa: E402
 from fmbseg_jax.report import TITLES  # noqa: E402
-from fmbseg_jax.segmenter import load  # noqa: E402
 from toyworld import scenes  # noqa: E402
 from train import CHECKPOINTS, train  # noqa: E402
 

@@ -13,12 +13,13 @@ __version__ = "0.1.0"
 __all__ = ["Segmenter", "load"]
 
 if TYPE_CHECKING:
-    from fmbseg_jax.segmenter import Segmenter, load
+    from fmbseg_jax.loading import load
+    from fmbseg_jax.segmenter import Segmenter
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:  # on first use: stage 1 imports this package without jax
-        from fmbseg_jax import segmenter
+        from fmbseg_jax import loading
 
-        return getattr(segmenter, name)
+        return getattr(loading, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

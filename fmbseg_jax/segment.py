@@ -18,7 +18,8 @@ from PIL import Image
 from fmbseg_jax import figures, logs, program, vocabulary, workfolder
 from fmbseg_jax.data import images, label_maps
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.segmenter import Segmenter, load
+from fmbseg_jax.loading import load
+from fmbseg_jax.segmenter import Segmenter
 
 _SHEET_ROWS = 8
 _EXAMPLE = (__doc__ or "").split("\n\n")[1]

@@ -9,13 +9,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fmbseg_jax import checkpoint, evaluation
+from fmbseg_jax import evaluation, exported
 from fmbseg_jax.classes import Classes
 from fmbseg_jax.config import Eval
 from fmbseg_jax.data.benchmarks import Benchmark
 from fmbseg_jax.evaluation import Result
+from fmbseg_jax.loading import clip_patches, load
 from fmbseg_jax.models import weights
-from fmbseg_jax.segmenter import Segmenter, clip_patches, load
+from fmbseg_jax.segmenter import Segmenter
 
 
 class System(Protocol):
@@ -49,7 +50,7 @@ class Model:
     @classmethod
     def exported(cls, name: str, export: Path, protocol: Eval) -> Model:
         """An aligner."""
-        model = checkpoint.read_model(export)
+        model = exported.read_model(export)
         facts = {part: model[part] for part in ("aligner", "vision", "clip")}
         return cls(name, load(export, protocol), {"export": str(export.resolve()), **facts})
 

@@ -16,7 +16,7 @@ from fmbseg_jax.data.benchmarks import open_folder
 from fmbseg_jax.data.example import decode_pseudo_label, read_metadata
 from fmbseg_jax.data.tfrecord import RecordSource, find_shards
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.segmenter import untrained
+from fmbseg_jax.loading import untrained
 
 
 class Labelled(Protocol):

@@ -13,8 +13,8 @@ LAYERS = [
     "models.positions models.transformer models.specs models.tables models.encoders "
     "models.weights models.aligner similarity rings pairs_by_row pairs losses windows pamr sliding "
     "metrics",
-    "data.pipeline patches dense text sharding preemption checkpoint logs",
-    "training training_data segmenter evaluation systems report pictures",
+    "data.pipeline patches dense text sharding preemption exported checkpoint logs",
+    "training training_data segmenter loading evaluation systems report pictures",
     "validation",
     "trainer",
     "features segment train evaluate",
@@ -23,7 +23,7 @@ LAYER = {name: i for i, names in enumerate(LAYERS) for name in names.split()}
 
 OWNERS = {
     "grain": {"fmbseg_jax/data/pipeline.py"},
-    "orbax": {"fmbseg_jax/checkpoint.py"},
+    "orbax": {"fmbseg_jax/checkpoint.py", "fmbseg_jax/exported.py"},
     "safetensors": {"fmbseg_jax/models/weights.py", "labelling/sam_checkpoint.py"},
     "torch": {"labelling", "toyworld", "fmbseg_jax/models/weights.py"},
     "segment_anything": {"labelling"},

@@ -12,11 +12,12 @@ from torch.nn.functional import gelu, interpolate, normalize
 from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 
 import fmbseg_jax
-from fmbseg_jax import checkpoint, config, evaluation
+from fmbseg_jax import config, evaluation, exported
 from fmbseg_jax.classes import Classes, with_background
 from fmbseg_jax.data import images
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.segmenter import clip_patches, compiled, load
+from fmbseg_jax.loading import clip_patches, load
+from fmbseg_jax.segmenter import compiled
 from fmbseg_jax.vocabulary import IGNORE
 from labelling.clip import Clip
 
@@ -151,7 +152,7 @@ def test_batches_and_devices_change_nothing(export, monkeypatch):
 
 def protocol(export, **changes):
     """That of the export, with changes."""
-    leaves = checkpoint.read_model(export)["config"]
+    leaves = exported.read_model(export)["config"]
     ours = {name: value for name, value in leaves.items() if name.startswith("eval.")}
     return dataclasses.replace(config.unflatten(ours).eval, **changes)
 

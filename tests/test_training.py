@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fmbseg_jax import checkpoint, config, sharding, training
+from fmbseg_jax import checkpoint, config, exported, sharding, training
 from fmbseg_jax.data import example, tfrecord
 from fmbseg_jax.data.pipeline import TrainBatches
 from fmbseg_jax.errors import UserError
@@ -300,7 +300,7 @@ def test_the_program_exports_what_it_trained(with_features, world):
     assert "The aligner is in" in output
     lines = [json.loads(line) for line in (with_features / "metrics" / "train.jsonl").open()]
     assert [line["step"] for line in lines] == list(range(1, 9))
-    model = checkpoint.read_model(with_features / "export")
+    model = exported.read_model(with_features / "export")
     assert model["steps"] == 8
     assert model["images"] == 10
     assert model["config"]["train.epochs"] == 4
@@ -308,7 +308,7 @@ def test_the_program_exports_what_it_trained(with_features, world):
     assert "sail boat" in (with_features / "export" / "README.md").read_text()
     assert list((with_features / "metrics").glob("events.out.tfevents.*"))
     with pytest.raises(UserError, match="is no exported aligner"):
-        checkpoint.read_model(with_features)
+        exported.read_model(with_features)
 
 
 def test_other_features_are_refused(with_features, world, tmp_path):
@@ -329,12 +329,12 @@ def test_other_features_are_refused(with_features, world, tmp_path):
 
 def test_an_export_of_eight_devices_loads_on_one(tmp_path):
     params = sharding.replicate(sharding.data_mesh(), {"kernel": jnp.arange(6.0).reshape(2, 3)})
-    checkpoint.save_export(tmp_path / "export", checkpoint.Export(params, {}), "")
+    exported.save_export(tmp_path / "export", exported.Export(params, {}), "")
     code = f"""
 import jax, jax.numpy as jnp
-from fmbseg_jax import checkpoint
+from fmbseg_jax import exported
 template = {{"kernel": jax.ShapeDtypeStruct((2, 3), jnp.float32)}}
-kernel = checkpoint.load_export({str(tmp_path / "export")!r}, template)["kernel"]
+kernel = exported.load_export({str(tmp_path / "export")!r}, template)["kernel"]
 print(len(jax.devices()), kernel.sum(), len(kernel.devices()))
 """
     (tmp_path / "load.py").write_text(code)
@@ -382,7 +382,7 @@ def test_validation_while_training(with_features, world, tmp_path):
     measured = {line["step"]: line["miou"] for line in lines if "miou" in line}
     assert list(measured) == [3, 6, 8]
     best = max(measured, key=measured.get)
-    assert checkpoint.read_model(tmp_path / "export")["steps"] == best
+    assert exported.read_model(tmp_path / "export")["steps"] == best
     assert checkpoint.Checkpoints(tmp_path / "checkpoints").best == best
     run("evaluate.py", *world.flags, f"--workdir={tmp_path}", f"--config.eval.folder={annotated}")
     found = json.loads((tmp_path / "evaluation" / "annotated.json").read_text())["systems"]
@@ -411,7 +411,7 @@ def test_fine_tuning_starts_from_an_export(with_features, world, tmp_path):
     start = f"--config.train.start_from={first / 'export'}"
     still = ["--config.train.peak_lr=1e-9", "--config.train.epochs=1"]
     run("train.py", *world.flags, f"--workdir={other}", start, *still)
-    assert checkpoint.read_model(other / "export")["words"][-1] == "moon"
+    assert exported.read_model(other / "export")["words"][-1] == "moon"
     with checkpoint.ocp.StandardCheckpointer() as reader:
         ours, theirs = (reader.restore(w / "export" / "params") for w in (other, first))
     assert_same(jax.device_get(ours), jax.device_get(theirs), 1e-7)

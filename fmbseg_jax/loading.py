@@ -1,0 +1,82 @@
+"""From an exported aligner, or CLIP alone, to a `Segmenter`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from fmbseg_jax import config as config_lib
+from fmbseg_jax import exported
+from fmbseg_jax.dense import Aligned, ClipPatches
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.models import weights
+from fmbseg_jax.segmenter import Segmenter
+
+
+def load(
+    path: str | Path,
+    protocol: config_lib.Eval | None = None,
+    *,
+    vision: str = "",
+    clip: str = "",
+) -> Segmenter:
+    """Loads the exported aligner at `path`, the export/ folder of a work folder.
+
+    Args:
+      protocol: sizes, windows and templates; None takes those of the training's config, with
+        antialiasing where images shrink.
+      vision, clip: where the encoders are now, a folder or hub id each; "" where they were at
+        training. Other weights than those are refused.
+
+    Raises:
+      UserError: the folder is no export, an encoder cannot be found or is another one.
+    """
+    model = exported.read_model(path)
+    segmenter, aligned = untrained(model, protocol, vision=vision, clip=clip)
+    aligned.use(exported.load_export(path, aligned.shapes))
+    return segmenter
+
+
+def untrained(
+    model: dict[str, Any],
+    protocol: config_lib.Eval | None = None,
+    *,
+    vision: str = "",
+    clip: str = "",
+) -> tuple[Segmenter, Aligned]:
+    """What an export's model.json describes: a segmenter, and its model, which lacks parameters."""
+    protocol = protocol or _protocol(model["config"])
+    aligned = Aligned(model, _same_weights(model, "vision", vision), protocol.compute)
+    return Segmenter(aligned, _same_weights(model, "clip", clip), protocol), aligned
+
+
+def clip_patches(clip: str, protocol: config_lib.Eval) -> Segmenter:
+    """CLIP's own patches as a segmenter: the paper's baseline."""
+    return Segmenter(ClipPatches(clip, protocol.compute), clip, protocol)
+
+
+def _protocol(leaves: dict[str, Any]) -> config_lib.Eval:
+    """The config's eval section; its other fields may be those of another version."""
+    ours = {name: value for name, value in leaves.items() if name.startswith("eval.")}
+    return dataclasses.replace(config_lib.unflatten(ours).eval, antialias=True)
+
+
+def _same_weights(model: dict[str, Any], name: str, source: str) -> str:
+    """Where the encoder "vision" or "clip" is; raises UserError where it is not, or is another."""
+    trained = model[name]
+    source = source or trained["source"]
+    try:
+        found = weights.content_hash(source)
+    except UserError as error:
+        raise UserError(
+            f"The {name} encoder that this aligner was trained with was at {trained['source']}. "
+            f"Give the place where it is now: --{name}=FOLDER (in Python {name}=...).\n{error}"
+        ) from None
+    if found != trained["hash"]:
+        raise UserError(
+            f"The {name} encoder at {source} has other files (weights, config.json, ...) than the "
+            f"aligner was trained with (hash {found}, then {trained['hash']}). Give those, "
+            f"--{name}=FOLDER, or train again."
+        )
+    return source
