@@ -27,8 +27,8 @@ from fmbseg_jax.data.example import decode_pseudo_label  # noqa: E402
 from fmbseg_jax.data.tfrecord import RecordSource, find_shards  # noqa: E402
 from fmbseg_jax.loading import load  # noqa: E402
 from fmbseg_jax.report import TITLES  # noqa: E402
+from fmbseg_jax.train import CHECKPOINTS, train  # noqa: E402
 from toyworld import scenes  # noqa: E402
-from train import CHECKPOINTS, train  # noqa: E402
 
 LABELLED, UNSEEN = 160, 60
 

@@ -1,0 +1,190 @@
+"""Program: patch features and their labels → a trained aligner (stage 2, paper, section 3.3).
+
+    python train.py --config=configs/toy.py --workdir=work/toy
+
+Reads WORKDIR/features (WORKDIR/pseudo_labels, if train.features is "online"); writes
+WORKDIR/checkpoints, WORKDIR/metrics (train.jsonl, TensorBoard events) and, at the end,
+WORKDIR/export. Run again to continue from the last checkpoint, with the same batches as if never
+stopped. SIGTERM and Ctrl-C save one before they end the program. On several hosts: docs/pods.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+import fmbseg_jax
+from fmbseg_jax import program, sharding, trainer, training, workfolder
+from fmbseg_jax.config import Config, flatten, resolve
+from fmbseg_jax.data.example import read_metadata
+from fmbseg_jax.data.pipeline import TrainBatches
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.exported import Export, load_export, read_model, save_export
+from fmbseg_jax.models import encoders, weights
+from fmbseg_jax.text import text_features
+from fmbseg_jax.training_data import TrainingData, open_cached, open_online
+from fmbseg_jax.validation import Validation
+
+CHECKPOINTS = "checkpoints/*[0-9]"
+"""Whole ones; a save that was cut short has another ending."""
+
+
+def train(config: Config, workdir: Path) -> None:
+    """Trains the aligner on WORKDIR/features and exports it to WORKDIR/export."""
+    mesh = sharding.data_mesh()
+    online = config.train.features == "online"
+    data = open_online(config, workdir) if online else open_cached(workdir)
+    text = text_features(config.models.clip)
+    check_window(config, data.metadata["vision"]["source"])
+    template = data.metadata["config"].get("label.template", config.label.template)
+
+    batches = TrainBatches(
+        data.count,
+        data.read,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        epochs=config.train.epochs,
+        multiple=mesh.size,
+        process=(jax.process_index(), jax.process_count()),
+        threads=config.features.threads,
+    )
+    described: dict[str, Any] = {
+        "kind": config.train.aligner, "output": text.width,
+        "mlp_ratio": config.train.mlp_ratio, "heads": config.train.heads,
+    }  # fmt: skip
+    model = describe(config, data, described, batches.steps)
+    objective = training.objective(
+        config.train, described, batches.steps,
+        encoder=data.encoder.module if data.encoder else None, mesh=mesh,
+    )  # fmt: skip
+    state = training.create_state(objective, config.seed, data.width)
+    fresh = not workfolder.holds(epath.Path(workdir) / "checkpoints", CHECKPOINTS.split("/")[1])
+    if config.train.start_from and fresh:
+        state = dataclasses.replace(state, params=start_from(config, model, state.params))
+    sharding.by_the_first(
+        lambda: workfolder.remember(
+            workdir / "checkpoints" / "made_from.json",
+            {"features": data.digest, "clip": model["clip"]["hash"]},
+            "Delete that folder to train afresh, or give another --workdir.",
+            fresh=fresh,
+        )
+    )
+    validate = config.train.validate_on and jax.process_index() == 0
+    trained = trainer.fit(
+        sharding.replicate(mesh, state),
+        batches,
+        sharding.replicate(mesh, sharding.same_for_all(text(data.metadata["words"], template))),
+        sharding.replicate(mesh, data.encoder.params if data.encoder else {}),
+        objective=objective,
+        mesh=mesh,
+        config=config.train,
+        workdir=workdir,
+        validation=Validation(config, model) if validate else None,
+    )
+    if trained and jax.process_index() == 0:
+        model["steps"] = int(trained.step)
+        save_export(workdir / "export", Export(trained.params, model), _card(model))
+        print(f"The aligner is in {workdir / 'export'} (step {model['steps']} of {batches.steps}).")
+
+
+def start_from(config: Config, model: dict[str, Any], template: Any) -> Any:
+    """Params of the export `train.start_from`; raises UserError where its encoders are others."""
+    folder = config.train.start_from
+    other = read_model(folder)
+    for name in ("vision", "clip"):
+        if other[name]["hash"] != model[name]["hash"]:
+            raise UserError(
+                f"train.start_from={folder} was trained with the {name} encoder "
+                f"{other[name]['source']} ({other[name]['hash']}); here it is "
+                f"{model[name]['source']} ({model[name]['hash']}). Use the same."
+            )
+    return jax.device_get(load_export(folder, template))
+
+
+def check_window(config: Config, source: str) -> None:
+    """Raises UserError where the export could not segment: its windows are cut into patches."""
+    try:
+        patch = encoders.vision_spec(source).patch
+    except UserError:  # not an encoder of ours: somebody's own features
+        return
+    if config.eval.window % patch:
+        raise UserError(
+            f"eval.window = {config.eval.window} is not a multiple of {patch} pixels, the patch of "
+            f"{source}: the aligner could not be used. Give --config.eval.window, short_side and "
+            "stride that are."
+        )
+
+
+def describe(
+    config: Config, data: TrainingData, aligner: dict[str, Any], steps: int
+) -> dict[str, Any]:
+    """What model.json of the export holds."""
+    clip, vision = resolve(config.models.clip), data.metadata["vision"]
+    return {
+        "aligner": aligner,
+        "vision": {"source": resolve(vision["source"]), "hash": vision["hash"]},
+        "clip": {"source": clip, "hash": weights.content_hash(clip)},
+        "words": data.metadata["words"],
+        "images": data.count,
+        "steps": steps,
+        "config": flatten(config) | _of_the_data(data.metadata["config"]),
+        "versions": {
+            "fmbseg_jax": fmbseg_jax.__version__, "jax": jax.__version__,
+            "python": platform.python_version(),
+        },
+    }  # fmt: skip
+
+
+def _of_the_data(made: dict[str, Any]) -> dict[str, Any]:
+    """What earlier programs recorded of their own stages; training and inference are this one's."""
+    ours = ("seed", "train", "eval")
+    return {name: value for name, value in made.items() if name.split(".")[0] not in ours}
+
+
+def _card(model: dict[str, Any]) -> str:
+    words = ", ".join(model["words"][:60]) + (", ..." if len(model["words"]) > 60 else "")
+    return f"""# An FMbSeg aligner
+
+Maps the patch features of a frozen vision encoder to CLIP's text space, so that any image is
+segmented by any words.
+
+    import fmbseg_jax
+    labels = fmbseg_jax.load("path/of/this/folder").segment(image, ["sky", "grass"])
+
+| | |
+|---|---|
+| vision encoder | {model["vision"]["source"]} (weights {model["vision"]["hash"]}) |
+| text encoder | {model["clip"]["source"]} (weights {model["clip"]["hash"]}) |
+| aligner | {model["aligner"]["kind"]} |
+| loss | {model["config"]["train.loss"]}, temperature {model["config"]["train.temperature"]} |
+| trained on | {model["images"]} images, {model["steps"]} steps, {len(model["words"])} words |
+| words | {words} |
+| started from | {model["config"]["train.start_from"] or "random parameters"} |
+
+It learnt from labels that models made, with their errors and biases; no person has checked them.
+model.json has the whole config.
+"""
+
+
+def main() -> None:
+    sharding.start_hosts(*(flag.value for flag in HOSTS))
+    config, workdir = CONFIG.value, workfolder.local(WORKDIR.value)
+    online = config.train.features == "online"
+    read_metadata(workdir / ("pseudo_labels" if online else "features"))  # no folder is made yet
+    used: tuple[str, ...] = ("seed", "models.clip", "train")
+    if online:
+        used += ("models.vision", "features.size", "features.compute")
+    with sharding.hold(workdir / "checkpoints"):
+        sharding.by_the_first(lambda: workfolder.claim(workdir, config, used, CHECKPOINTS))
+        train(config, workdir)
+
+
+if __name__ == "__main__":
+    CONFIG, WORKDIR = program.define_config()
+    HOSTS = program.define_hosts()
+    program.run(main)
