@@ -96,7 +96,7 @@ class Ours:
 
         prepared = pipeline.in_order(len(photographs.images), read, 2)
         found, total = [], np.zeros((WORDS.value, WORDS.value + 1), np.int64)
-        for i, labels, _ in self._segmenter.label_maps(prepared, self._classes):
+        for i, labels, *_ in self._segmenter.label_maps(prepared, self._classes):
             counts = Counts.of(labels, photographs.labels[i], WORDS.value)
             total += counts.confusion(WORDS.value)
             found.append(labels)

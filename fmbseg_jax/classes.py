@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,7 +11,13 @@ from fmbseg_jax.config import Eval
 from fmbseg_jax.data import published
 from fmbseg_jax.data.benchmarks import Benchmark
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.vocabulary import check_words, parse_words, synonyms
+from fmbseg_jax.vocabulary import IGNORE, check_words, parse_words, synonyms
+
+Words = Sequence[str] | Mapping[str, str | Sequence[str]]
+"""K words, or by name of the class its synonyms: `["sky"]`, `{"couch": ["sofa", "couch"]}`. In a
+list, "sofa;couch" is a class with two synonyms."""
+Background = Sequence[str] | float | None
+"""Words that stand for the background, or the cosine similarity below which a pixel is that."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,19 +27,30 @@ class Classes:
     words: tuple[str, ...]
     """What pixels are compared with, T."""
     index: tuple[int, ...]
-    """The class that each word stands for; no class lies between two words of another."""
+    """The class that each word stands for, or `background`; the words of one lie together."""
     names: tuple[str, ...]
     """Of the classes, K."""
+    background: int = IGNORE
+    """What pixels of no class get: class 0 where the background is a class, else IGNORE."""
     threshold: float | None = None
-    """Pixels that are less similar than this to every word are class 0."""
+    """Pixels that are less similar than this to every word are background."""
 
     @classmethod
-    def of(cls, names: Sequence[str]) -> Classes:
-        """Each name a class; of `sofa;couch` the better one stands for it."""
-        checked = check_words(names, "the list of words")
-        pairs = [(word, i) for i, name in enumerate(checked) for word in synonyms(name)]
-        words, index = zip(*pairs, strict=True)
-        return cls(words, index, checked)
+    def of(cls, words: Words, background: Background = None) -> Classes:
+        """A class for each word, of which the best synonym stands for it; see `Segmenter.segment`.
+
+        Raises:
+          UserError: a word is empty, there twice, or no string; the threshold is no cosine.
+        """
+        names, groups = _named(words)
+        threshold, others = _background(background)
+        checked = check_words((*groups, *others), "the list of words")
+        index = (*range(len(groups)), *(IGNORE for _ in others))
+        pairs = [
+            (word, i) for i, group in zip(index, checked, strict=True) for word in synonyms(group)
+        ]
+        compared, index = zip(*pairs, strict=True)
+        return cls(compared, index, names or checked[: len(groups)], IGNORE, threshold)
 
     def labels(self, most_similar: np.ndarray, best: np.ndarray | None = None) -> np.ndarray:
         """Index of the most similar word, [H, W] → uint16 [H, W], its class.
@@ -45,12 +62,35 @@ class Classes:
         if self.threshold is None:
             return found
         assert best is not None
-        return np.where(best < self.threshold, np.uint16(0), found)
+        return np.where(best < self.threshold, np.uint16(self.background), found)
 
     def best(self, similarities: np.ndarray) -> np.ndarray:
         """With the words, [H, W, T] → with the classes, [H, W, K]: each with its best word."""
-        first = np.searchsorted(self.index, np.arange(len(self.names)))
-        return np.maximum.reduceat(similarities, first, axis=-1)
+        of_classes = [i for i, label in enumerate(self.index) if label < len(self.names)]
+        index = np.asarray(self.index)[of_classes]
+        first = np.searchsorted(index, np.arange(len(self.names)))
+        return np.maximum.reduceat(similarities[..., of_classes], first, axis=-1)
+
+
+def _named(words: Words) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the classes, () where each is its word, and the words of each, joined by ";"."""
+    if not isinstance(words, Mapping):
+        return (), check_words(words, "the list of words")
+    groups = [some if isinstance(some, str) else ";".join(some) for some in words.values()]
+    return tuple(words), check_words(groups, "the list of words")
+
+
+def _background(given: Background) -> tuple[float | None, tuple[str, ...]]:
+    """The threshold and the words of the background."""
+    if given is None:
+        return None, ()
+    if not isinstance(given, (int, float)):
+        return None, check_words(given, "the list of background words")
+    if isinstance(given, bool) or not -1 <= given <= 1:
+        raise UserError(
+            f"The background's threshold is a cosine similarity, from -1 to 1; got {given!r}."
+        )
+    return float(given), ()
 
 
 def with_background(
@@ -76,13 +116,13 @@ def with_background(
                 "eval.background=threshold needs the cosine similarity below which a pixel is "
                 "background: --config.eval.threshold=0.2, for example."
             )
-        return Classes(others.words, index, names, threshold)
+        return Classes(others.words, index, names, 0, threshold)
     known = {word.lower() for word in others.words}
     stand_ins = tuple(word for word in words if word.lower() not in known)
     if not stand_ins:
         raise UserError(f"Every background word is a class itself: {', '.join(words)}.")
     checked = check_words(stand_ins + others.words, "background words")
-    return Classes(checked, (0,) * len(stand_ins) + index, names)
+    return Classes(checked, (0,) * len(stand_ins) + index, names, 0)
 
 
 def of_benchmark(protocol: Eval, benchmark: Benchmark) -> Classes:

@@ -20,7 +20,8 @@ from fmbseg_jax.classes import Classes
 from fmbseg_jax.data import images, label_maps, pipeline
 from fmbseg_jax.data.benchmarks import Benchmark
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.segmenter import Prepared, Segmenter
+from fmbseg_jax.looking import Prepared
+from fmbseg_jax.segmenter import Segmenter
 from fmbseg_jax.vocabulary import IGNORE
 
 _THREADS = 8  # images read at once
@@ -142,7 +143,7 @@ def segment(
         prepared = _read(segmenter, benchmark, todo)
         described = f"{benchmark.name}: {title}"
         with logs.progress(len(ours), described, len(ours) - len(todo)) as bar:
-            for (name, truth), *found in segmenter.label_maps(prepared, classes):
+            for (name, truth), *found, _ in segmenter.label_maps(prepared, classes):
                 for tally, labels in zip(tallies, found, strict=False):
                     assert labels is not None
                     tally.add(name, Counts.of(labels, truth, len(classes.names)))

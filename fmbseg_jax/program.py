@@ -12,28 +12,29 @@ from __future__ import annotations
 
 import difflib
 import errno
-import itertools
 import re
-import runpy
 import sys
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fmbseg_jax import config as config_lib
+from fmbseg_jax import config_files, extras
 from fmbseg_jax.errors import UserError
 
 
 def define_config(workdir_required: bool = True) -> tuple[flags.FlagHolder, flags.FlagHolder]:
     """Defines --config=FILE (with --config.SECTION.FIELD=VALUE) and --workdir=DIR."""
-    config = config_flags.DEFINE_config_file("config", help_string="The experiment: configs/*.py.")
-    workdir = flags.DEFINE_string("workdir", None, "Where the results go; made if needed.")
-    flags.mark_flags_as_required(["config", "workdir"] if workdir_required else ["config"])
-    return config, workdir
+    config = config_flags.DEFINE_config_file(
+        "config",
+        help_string="The experiment: a file of yours, or configs/folder.py and others that come "
+        "with the package. Fields are set by --config.SECTION.FIELD=VALUE; `fmbseg config` shows "
+        "all of them.",
+    )
+    default = None if workdir_required else ""  # None: it has to be given
+    return config, flags.DEFINE_string("workdir", default, "Where the results go; made if needed.")
 
 
 def define_hosts() -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder]:
@@ -66,6 +67,11 @@ def run(main: Callable[[], None]) -> None:
         app.run(guarded, flags_parser=_parse_flags)
     except UserError as error:
         sys.exit(f"\nerror: {error}")
+    except ModuleNotFoundError as error:
+        command = extras.how_to_install(error.name or "")
+        if not command:
+            raise
+        sys.exit(f"\nerror: {error.name} is not installed. This needs: {command}")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
@@ -75,38 +81,38 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
+def example() -> str:
+    """The first example command of the program that runs: what is indented in its docstring."""
+    text = sys.modules["__main__"].__doc__ or ""
+    return next((line for line in text.splitlines() if line.startswith("    ")), "")
+
+
 def _parse_flags(arguments: list[str]) -> list[str]:
     try:
         if "config" in flags.FLAGS:
-            _try_config(arguments)
-        rest = app.parse_flags_with_usage(arguments)
+            arguments = config_files.resolve(arguments)
+        rest = flags.FLAGS(arguments)
+        for name in ("config", "workdir"):
+            if name in flags.FLAGS and flags.FLAGS[name].value is None:
+                raise UserError(f"--{name} is missing. For example:\n\n{example()}")
         if "config" in flags.FLAGS:
             flags.FLAGS.config.validate()
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_unknown_flag(error.flagname)) from None
+    except flags.Error as error:
+        raise UserError(str(error)) from None
     except (KeyError, AttributeError) as error:  # ml_collections, of a field that does not exist
         raise UserError(_unknown_field(arguments) or str(error)) from None
     return rest
 
 
-def _try_config(arguments: list[str]) -> None:
-    """Runs the config file: ml_collections would bury its error in a traceback of its own."""
-    given = [re.match(r"--?config=([^:]+)", argument) for argument in arguments]
-    given += [re.match(r"([^:]+)", b) for a, b in itertools.pairwise(arguments) if a == "--config"]
-    for path in [match[1] for match in given if match]:
-        if not Path(path).is_file():
-            raise UserError(f"No config file at {path}. Give one of configs/*.py, or your own.")
-        try:
-            runpy.run_path(path)["get_config"]()
-        except TypeError:  # it wants what follows the colon
-            pass
-        except Exception as error:
-            frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-            place = f"{path}, line {frames[-1].lineno}: {frames[-1].line}\n" if frames else ""
-            if isinstance(error, UserError):
-                raise UserError(f"{place}{error}") from None
-            raise UserError(
-                f"{place}{path} cannot be used as a config ({type(error).__name__}: {error}). It "
-                "is a Python file with a function get_config() -> Config; see configs/."
-            ) from None
+def _unknown_flag(name: str) -> str:
+    known = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+    if "config" in flags.FLAGS:
+        known += [f"config.{field}" for field in config_lib.flatten(config_lib.Config())]
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f" Did you mean --{near[0]}?" if near else ""
+    return f"There is no flag --{name}.{hint} --help shows all."
 
 
 _NO_ACCUMULATION = (
@@ -126,5 +132,5 @@ def _unknown_field(arguments: list[str]) -> str | None:
                 return _NO_ACCUMULATION
             near = difflib.get_close_matches(match[1], known, 1)
             hint = f" Did you mean --config.{near[0]}?" if near else ""
-            return f"The config has no field {match[1]!r}.{hint} fmbseg_jax/config.py lists them."
+            return f"The config has no field {match[1]!r}.{hint} `fmbseg config` shows all."
     return None

@@ -6,7 +6,7 @@ import collections
 import functools
 import hashlib
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
@@ -16,10 +16,11 @@ from jax import Array
 
 from fmbseg_jax import config as config_lib
 from fmbseg_jax import sliding, windows
-from fmbseg_jax.classes import Classes
-from fmbseg_jax.data import images
+from fmbseg_jax.classes import Background, Classes, Words
+from fmbseg_jax.data import accept
+from fmbseg_jax.data.accept import ImageLike
 from fmbseg_jax.dense import Dense
-from fmbseg_jax.errors import UserError
+from fmbseg_jax.looking import Looker, Prepared
 from fmbseg_jax.models import weights
 from fmbseg_jax.similarity import similarities
 from fmbseg_jax.text import text_features
@@ -28,22 +29,26 @@ from fmbseg_jax.vocabulary import read_templates
 Key = TypeVar("Key")
 
 
-class Prepared(NamedTuple):
-    """An image, ready for the encoder."""
+class Segmentation(NamedTuple):
+    """What was found in one image."""
 
-    resized: np.ndarray
-    """uint8 [H, W, 3]."""
-    layout: sliding.Layout
+    labels: np.ndarray
+    """int32 [H, W], index into the words; IGNORE (65535) where the background is."""
+    scores: np.ndarray
+    """float32 [H, W], cosine similarity with that word, in [-1, 1]; of the background, with the
+    best of its words, or of all words where a threshold decides."""
 
 
 class Segmented(NamedTuple, Generic[Key]):
-    """What was found in one image."""
+    """What was found in one of many images."""
 
     key: Key
     labels: np.ndarray
     """uint16 [H, W], class of each pixel."""
     refined: np.ndarray | None
     """The same after PAMR, with `eval.pamr`."""
+    scores: np.ndarray | None
+    """float32 [H, W], similarity of the best word (after PAMR, with that), where asked for."""
 
 
 class _Waiting(NamedTuple, Generic[Key]):
@@ -60,14 +65,17 @@ class _Waiting(NamedTuple, Generic[Key]):
             for one in (self.found, self.refined)
         )
         assert labels is not None
-        return Segmented(self.key, labels, refined)
+        return Segmented(self.key, labels, refined, (self.refined or self.found).best)
 
 
 class Segmenter:
     """A model and a text encoder, ready for any image and words.
 
     segmenter = fmbseg_jax.load("work/toy/export")
-    labels = segmenter.segment(image, ["sky", "grass", "sail boat"])
+    labels = segmenter.segment("photo.jpg", ["sky", "grass", "sail boat"])
+
+    Threads may share one. What the model has seen in the last images, and the features of words,
+    are kept: other words for the same image cost a comparison, not a look at the image.
     """
 
     def __init__(self, dense: Dense, clip: str, protocol: config_lib.Eval):
@@ -80,14 +88,9 @@ class Segmenter:
         """
         self.dense, self._eval = dense, protocol
         self._text, self._text_hash = text_features(clip), weights.content_hash(clip)
-        if protocol.window % dense.patch:
-            raise UserError(
-                f"eval.window = {protocol.window} is not a multiple of the encoder's patch of "
-                f"{dense.patch} pixels."
-            )
         self._templates = read_templates(protocol.template)
-        self._encode: Any = jax.jit(dense.apply)
-        self._placed: tuple[Any, dict[Any, Any]] = (None, {})
+        self._looker = Looker(dense, protocol)
+        self._text_of: Any = functools.lru_cache(16)(self._text_on)
         _SEGMENTERS.add(self)
 
     @property
@@ -103,104 +106,118 @@ class Segmenter:
         facts = repr((self.dense.fingerprint, self._text_hash, protocol, self._templates))
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
-    def segment(self, image: np.ndarray, words: Sequence[str]) -> np.ndarray:
+    def segment(self, image: ImageLike, words: Words, background: Background = None) -> np.ndarray:
         """The most similar word of each pixel.
 
         Args:
-          image: uint8 [H, W, 3], RGB.
-          words: K words or phrases.
+          image: uint8 [H, W, 3] in RGB, a Pillow image, or the path of an image file.
+          words: K words or phrases; as a dict, `{"couch": ["sofa", "couch"]}`, K classes by their
+            names, each with synonyms of which the best one counts.
+          background: None, where every pixel is one of the words; words for what is none of them,
+            `["wall", "floor"]`; or the cosine similarity that the best word has to reach, 0.2.
 
         Returns:
-          int32 [H, W], indices into `words`.
+          int32 [H, W], indices into `words`; IGNORE (65535) where the background is.
+
+        Raises:
+          UserError: what was passed is no image, or no words; the message says what to pass.
         """
-        one = self.prepare(image)
-        (found,) = self.label_maps([("", one)], Classes.of(words), self._room(one))
-        return (found.labels if found.refined is None else found.refined).astype(np.int32)
+        labels, _ = self._found(image, Classes.of(words, background), with_scores=False)
+        return labels
 
-    def similarities(self, image: np.ndarray, words: Sequence[str]) -> np.ndarray:
-        """Cosine similarity of each pixel with each word, float32 [H, W, K], in [-1, 1]."""
-        one, classes = self.prepare(image), Classes.of(words)
-        ((_, _, found),) = self._similarities([("", one)], classes, self._room(one))
-        return classes.best(np.asarray(one.layout.stitch(found)))
+    def segment_with_scores(
+        self, image: ImageLike, words: Words, background: Background = None
+    ) -> Segmentation:
+        """As `segment`, and how similar each pixel is to its word."""
+        labels, scores = self._found(image, Classes.of(words, background), with_scores=True)
+        assert scores is not None
+        return Segmentation(labels, scores)
 
-    def _room(self, one: Prepared) -> int:
-        """The batch for the windows of one image: a power of two, so that few are compiled."""
-        return min(self._eval.batch_size, 1 << (one.layout.count - 1).bit_length())
+    def segment_batch(
+        self, images: Iterable[ImageLike], words: Words, background: Background = None
+    ) -> Iterator[Segmentation]:
+        """As `segment_with_scores` for many images of any sizes, in order, as they get done.
 
-    def prepare(self, image: np.ndarray) -> Prepared:
-        """Resizes an image, uint8 [H, W, 3] in RGB, and lays out its windows."""
-        image = np.asarray(image)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise UserError(
-                f"An image is a uint8 array [H, W, 3], RGB in [0, 255]; got {image.dtype} "
-                f"{list(image.shape)}. fmbseg_jax.data.images.decode reads any image file so."
-            )
-        protocol, (height, width) = self._eval, image.shape[:2]
-        resize = images.resize if protocol.antialias else images.resize_plain
-        resized = resize(image, images.resized_shape(height, width, protocol.short_side))
-        side = protocol.window // self.dense.patch
-        layout = sliding.Layout(
-            resized.shape[:2], protocol.window, protocol.stride, (side, side), (height, width)
+        The windows of several images share a batch, and all devices of this host take part.
+        """
+        classes = Classes.of(words, background)
+        prepared = ((i, self.prepare(image)) for i, image in enumerate(images))
+        for _, labels, refined, scores in self.label_maps(prepared, classes, with_scores=True):
+            assert scores is not None
+            final = labels if refined is None else refined
+            yield Segmentation(final.astype(np.int32), scores)
+
+    def similarities(self, image: ImageLike, words: Words) -> np.ndarray:
+        """Cosine similarity of each pixel with each word, float32 [H, W, K], in [-1, 1].
+
+        Of a class with synonyms, that of the best.
+        """
+        classes = Classes.of(words)
+        looked = self._looker.look(accept.image(image))
+        stitched = looked.prepared.layout.stitch(self._compare(looked.encoded, classes))
+        return classes.best(np.asarray(stitched))
+
+    def _found(
+        self, image: ImageLike, classes: Classes, *, with_scores: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Labels int32 [H, W] of one image, refined where results are, and their scores."""
+        one, encoded = self._looker.look(accept.image(image))
+        with_best = with_scores or classes.threshold is not None
+        compared = self._compare(encoded, classes)
+        found = self._refined(one, compared, with_best)
+        found = found or one.layout.segment(compared, with_best=with_best)
+        return classes.labels(found.labels, found.best).astype(np.int32), found.best
+
+    def _refined(self, one: Prepared, compared: Array, with_best: bool) -> sliding.Found | None:
+        """What PAMR makes of an image, where it is asked for."""
+        if not self.refines:
+            return None
+        return one.layout.segment_refined(
+            compared, one.resized, self._eval.pamr, with_best=with_best
         )
-        return Prepared(resized, layout)
+
+    def prepare(self, image: ImageLike) -> Prepared:
+        """An image, resized and laid out in windows, for `label_maps`."""
+        return self._looker.prepare(image)
 
     def label_maps(
-        self, prepared: Iterable[tuple[Key, Prepared]], classes: Classes, batch_size: int = 0
+        self,
+        prepared: Iterable[tuple[Key, Prepared]],
+        classes: Classes,
+        *,
+        with_scores: bool = False,
     ) -> Iterator[Segmented[Key]]:
         """Segments any number of images, in order.
 
         The windows of several images share a batch, and the devices of this host take batches in
         turn; results come late enough for all of them to have something to do.
-
-        Args:
-          batch_size: in place of that of the protocol.
         """
-        batch_size = batch_size or self._eval.batch_size
-        enough = 2 * batch_size * len(jax.local_devices())
-        with_best = classes.threshold is not None
+        enough = 2 * self._eval.batch_size * len(jax.local_devices())
+        with_best = with_scores or classes.threshold is not None
         waiting: collections.deque[_Waiting[Key]] = collections.deque()
-        for key, one, found in self._similarities(prepared, classes, batch_size):
-            refined = None
-            if self.refines:
-                refined = one.layout.segment_refined(
-                    found, one.resized, self._eval.pamr, with_best=with_best
-                )
-            labels = one.layout.segment(found, with_best=with_best)
-            waiting.append(_Waiting(key, one.layout.count, labels, refined))
+        for encoded in self._looker.each(prepared):
+            key, one = encoded.key
+            compared = self._compare(encoded, classes)
+            refined = self._refined(one, compared, with_best)
+            found = one.layout.segment(compared, with_best=with_best)
+            waiting.append(_Waiting(key, one.layout.count, found, refined))
             while sum(other.windows for other in waiting) > enough:
                 yield waiting.popleft().segmented(classes)
         while waiting:
             yield waiting.popleft().segmented(classes)
 
-    def _similarities(
-        self, prepared: Iterable[tuple[Key, Prepared]], classes: Classes, batch_size: int
-    ) -> Iterator[tuple[Key, Prepared, Array]]:
-        """With each image the similarities of its windows with the words, [n, h, w, T]."""
-        devices = jax.local_devices()
+    def _compare(self, encoded: windows.Encoded[Any], classes: Classes) -> Array:
+        """Similarities of an image's windows with the words, [n, h, w, T]."""
+        (device,) = encoded.batches[-1].devices()
+        batches = [jax.device_put(batch, device) for batch in encoded.batches]
+        if len(batches) == 1:  # or each number of windows would be compiled twice
+            batches *= 2
+        return _compare(batches, encoded.index, self._text_of(classes.words, device))
+
+    def _text_on(self, words: tuple[str, ...], device: Any) -> Array:
+        """Features of words, [T, D]."""
         plain = self._eval.average == "plain"
-        text = self._text(classes.words, self._templates, plain=plain)
-        text_on = functools.cache(lambda device: jax.device_put(text, device))
-
-        def run(number: int, batch: np.ndarray) -> Array:
-            device = devices[number % len(devices)]
-            return self._encode(self._params_on(device), jax.device_put(batch, device))
-
-        items = (((key, one), one.layout.windows(one.resized)) for key, one in prepared)
-        for encoded in windows.encode(items, batch_size, run):
-            (device,) = encoded.batches[-1].devices()
-            batches = [jax.device_put(batch, device) for batch in encoded.batches]
-            if len(batches) == 1:  # or each number of windows would be compiled twice
-                batches *= 2
-            yield *encoded.key, _compare(batches, encoded.index, text_on(device))
-
-    def _params_on(self, device: Any) -> Any:
-        """The model's parameters, copied to a device once."""
-        if self._placed[0] is not self.dense.params:
-            self._placed = self.dense.params, {}
-        copies = self._placed[1]
-        if device not in copies:
-            copies[device] = jax.device_put(self.dense.params, device)
-        return copies[device]
+        return jax.device_put(self._text(words, self._templates, plain=plain), device)
 
 
 def _with_words(batches: list[Array], index: Array, text: Array) -> Array:
@@ -218,7 +235,7 @@ _compare: Any = jax.jit(_with_words)
 
 def compiled() -> int:
     """How many programs segmenters have compiled, each for one shape on one device."""
-    encoders = sum(segmenter._encode._cache_size() for segmenter in _SEGMENTERS)
+    encoders = sum(segmenter._looker.compiled for segmenter in _SEGMENTERS)
     return encoders + _compare._cache_size() + sliding.compiled()
 
 

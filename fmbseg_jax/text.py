@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,12 @@ class TextFeatures:
     """CLIP's text tower, ready to turn words into features.
 
     Features are kept in memory, and on disk by the hash of the weights and of the sentence, in
-    $FMBSEG_CACHE or ~/.cache/fmbseg_jax. The tower is loaded when a sentence is new.
+    $FMBSEG_CACHE or ~/.cache/fmbseg_jax. The tower is loaded when a sentence is new. Threads may
+    share one.
     """
 
     def __init__(self, source: str):
-        self._source = source
+        self._source, self._lock = source, threading.Lock()
         self._folder = _cache_folder() / "sentences" / weights.content_hash(source)
         self._known: dict[str, np.ndarray] = {}
 
@@ -54,7 +56,8 @@ class TextFeatures:
         sentences = {
             name: [prompts([name], one)[0] for one in templates] for some in names for name in some
         }
-        self._look_up(dict.fromkeys(sum(sentences.values(), [])))
+        with self._lock:  # the tokenizer is not for several threads
+            self._look_up(dict.fromkeys(sum(sentences.values(), [])))
 
         def feature(name: str) -> np.ndarray:
             found = np.stack([self._known[sentence] for sentence in sentences[name]])

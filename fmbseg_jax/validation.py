@@ -72,7 +72,7 @@ class Validation:
         words = len(self._set.words)
         prepared = ((name, self._segmenter.prepare(self._set.image(name))) for name in self._names)
         confusion = np.zeros((words, words), np.int64)
-        for name, labels, _ in self._segmenter.label_maps(prepared, self._classes):
+        for name, labels, *_ in self._segmenter.label_maps(prepared, self._classes):
             confusion += metrics.confusion_matrix(labels, self._set.labels(name), words)
         return metrics.mean_iou(confusion)
 

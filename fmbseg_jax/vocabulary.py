@@ -17,6 +17,14 @@ TEMPLATE = "a photo of a {}."
 
 def check_words(words: Iterable[str], source: str = "the word list") -> tuple[str, ...]:
     """Strips the words and returns them; raises UserError where they are not a vocabulary."""
+    if isinstance(words, str):
+        listed = ", ".join(repr(word.strip()) for word in words.split(","))
+        raise UserError(f"Words come in a list: [{listed}]; got the string {words!r}.")
+    words = tuple(words)
+    if strange := [word for word in words if not isinstance(word, str)]:
+        raise UserError(
+            f"Words are strings; got {strange[0]!r}, of type {type(strange[0]).__name__}."
+        )
     cleaned = tuple(re.sub(r"\s+", " ", word).strip() for word in words)
     faults = [f"word {i + 1} is empty" for i, word in enumerate(cleaned) if not synonyms(word)]
     first: dict[str, int] = {}

@@ -91,3 +91,35 @@ def save_tokenizer(folder: Path) -> int:
     settings = {"tokenizer_class": "CLIPTokenizer", "unk_token": tokens[-1], **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return len(tokens)
+
+
+def save_aligner(folder: Path, root: Path, kind: str = "mlp", **protocol) -> Path:
+    """A random aligner, exported, over the encoders root/dinov2 and root/clip; returns `folder`."""
+    import jax
+    import jax.numpy as jnp
+
+    from fmbseg_jax import config as config_lib
+    from fmbseg_jax import exported
+    from fmbseg_jax.models import aligner, encoders, weights
+
+    config = config_lib.Config()
+    sizes = {"short_side": 70, "window": 70, "stride": 35} | protocol
+    for name, value in sizes.items():
+        setattr(config.eval, name, value)
+    vision, clip = root / "dinov2", root / "clip"
+    described = {"kind": kind, "output": encoders.text_spec(str(clip)).output}
+    described |= {"mlp_ratio": 2, "heads": 4}
+    width = encoders.vision_spec(str(vision)).transformer.width
+    params = aligner.create(**described).init(jax.random.key(0), jnp.zeros((1, 4, width)))["params"]
+    model = {
+        "aligner": described,
+        "vision": {"source": str(vision), "hash": weights.content_hash(str(vision))},
+        "clip": {"source": str(clip), "hash": weights.content_hash(str(clip))},
+        "words": ["sky", "grass"],
+        "images": 0,
+        "steps": 0,
+        "config": config_lib.flatten(config),
+        "versions": {},
+    }
+    exported.save_export(folder, exported.Export(params, model), "# An aligner of random numbers\n")
+    return folder

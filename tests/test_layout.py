@@ -8,16 +8,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = [
-    "errors config vocabulary workfolder program hub figures data.tfrecord data.example "
-    "data.images data.label_maps data.coco data.published data.benchmarks classes",
+    "errors extras config config_files fields vocabulary workfolder program hub figures data.tfrecord data.example "
+    "data.images data.accept data.label_maps data.coco data.published data.benchmarks classes recent",
     "models.positions models.transformer models.specs models.tables models.encoders "
     "models.weights models.aligner similarity rings pairs_by_row pairs losses windows pamr sliding "
     "metrics",
     "data.pipeline patches dense text sharding preemption exported checkpoint logs",
-    "training training_data segmenter loading evaluation systems report pictures",
+    "training training_data looking segmenter loading evaluation systems report pictures",
     "validation",
     "trainer",
-    "features segment train evaluate",
+    "features segment train evaluate __main__",
 ]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names.split()}
 

@@ -138,7 +138,7 @@ def test_batches_and_devices_change_nothing(export, monkeypatch):
     assert len(jax.local_devices()) == 8
     prepared = ((i, together.prepare(image)) for i, image in enumerate(photographs))
     found = {}
-    for i, labels, refined in together.label_maps(prepared, Classes.of(WORDS)):
+    for i, labels, refined, _ in together.label_maps(prepared, Classes.of(WORDS)):
         assert refined is None
         found[i] = labels
         expected = alone.segment(photographs[i], WORDS)
@@ -173,7 +173,7 @@ def test_a_threshold_leaves_the_background(export):
     best = segmenter.similarities(image, WORDS[1:]).max(-1)
     threshold = float(np.median(best))
     classes = with_background(WORDS, "threshold", threshold=threshold)
-    ((_, labels, _),) = segmenter.label_maps([(0, segmenter.prepare(image))], classes)
+    ((_, labels, *_),) = segmenter.label_maps([(0, segmenter.prepare(image))], classes)
     clear = np.abs(best - threshold) > 1e-5
     np.testing.assert_array_equal((labels == 0)[clear], (best < threshold)[clear])
     words = segmenter.segment(image, WORDS[1:]) + 1

@@ -99,7 +99,7 @@ def decode(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as file:
             file.load()
-            image = ImageOps.exif_transpose(file)
+            return pixels(file)
     except MemoryError:  # not the file's fault
         raise
     except Exception as error:  # Pillow's readers raise many kinds on damaged files
@@ -107,6 +107,11 @@ def decode(data: bytes) -> np.ndarray:
         if "cannot identify" in reason:  # it would show the address of a buffer
             reason = "not an image file, or damaged at its start"
         raise ImageError(f"cannot be read: {reason}") from None
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    """A Pillow image → uint8 [H, W, 3], RGB, upright; transparency and depth as in `decode`."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         return _scale_to_8_bits(np.asarray(image))
     if "A" in image.getbands() or "transparency" in image.info:
