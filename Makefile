@@ -43,7 +43,7 @@ test: .venv/test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-.venv/demo: requirements.txt
+.venv/demo: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make demo PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv

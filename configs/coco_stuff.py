@@ -11,10 +11,11 @@ paper's tables, and what each takes.
 """
 
 from fmbseg_jax.config import Config
+from fmbseg_jax.data import published
 
 
 def get_config() -> Config:
     config = Config()
     config.data.images = "data/coco/train2017"
-    config.data.words = "fmbseg_jax/data/classnames/coco_stuff171.txt"
+    config.data.words = str(published.NAMES / "coco_stuff171.txt")
     return config

@@ -94,19 +94,25 @@ def _parse_flags(arguments: list[str]) -> list[str]:
         rest = flags.FLAGS(arguments)
         for name in ("config", "workdir"):
             if name in flags.FLAGS and flags.FLAGS[name].value is None:
-                raise UserError(f"--{name} is missing. For example:\n\n{example()}")
+                raise UserError(_missing(name))
         if "config" in flags.FLAGS:
             flags.FLAGS.config.validate()
     except flags.UnrecognizedFlagError as error:
         raise UserError(_unknown_flag(error.flagname)) from None
     except flags.Error as error:
-        raise UserError(str(error)) from None
+        raise UserError(str(error).removeprefix("flag ")) from None
     except (KeyError, AttributeError) as error:  # ml_collections, of a field that does not exist
         raise UserError(_unknown_field(arguments) or str(error)) from None
     return rest
 
 
+def _missing(name: str) -> str:
+    return f"--{name} is missing. For example:\n\n{example()}"
+
+
 def _unknown_flag(name: str) -> str:
+    if name.startswith("config.") and "config" in flags.FLAGS:
+        return _missing("config")  # its fields are flags only once it is read
     known = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
     if "config" in flags.FLAGS:
         known += [f"config.{field}" for field in config_lib.flatten(config_lib.Config())]

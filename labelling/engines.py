@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.extras import how_to_install
 from labelling.counts import Counts
 from labelling.worker import Worker
 
@@ -141,7 +142,7 @@ def run_ray(worker: Worker, shards: Sequence[int], progress: Progress, workers: 
     try:
         import ray
     except ImportError:
-        raise UserError("--engine=ray needs Ray: pip install 'ray>=2.50'") from None
+        raise UserError(f"--engine=ray needs Ray: {how_to_install('ray')}") from None
     ray.init(ignore_reinit_error=True, log_to_driver=False)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus, cpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("GPU", "CPU"))

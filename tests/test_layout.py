@@ -8,8 +8,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = [
-    "errors extras config config_files fields vocabulary workfolder program hub figures data.tfrecord data.example "
-    "data.images data.accept data.label_maps data.coco data.published data.benchmarks classes recent",
+    "errors extras config_files fields "
+    "config vocabulary workfolder program hub figures data.tfrecord data.example "
+    "data.images data.accept data.label_maps data.coco data.published data.benchmarks classes "
+    "recent",
     "models.positions models.transformer models.specs models.tables models.encoders "
     "models.weights models.aligner similarity rings pairs_by_row pairs losses windows pamr sliding "
     "metrics",

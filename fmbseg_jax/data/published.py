@@ -13,7 +13,8 @@ from pathlib import Path
 from fmbseg_jax.data import coco
 from fmbseg_jax.vocabulary import IGNORE, read_words
 
-_NAMES = Path(__file__).parent / "classnames"
+NAMES = Path(__file__).parent / "classnames"
+"""Folder of the class names, a file for each set."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +57,17 @@ class Published:
     @property
     def words(self) -> tuple[str, ...]:
         """The class names."""
-        return read_words(_NAMES / self.names)[self.first :]
+        return read_words(NAMES / self.names)[self.first :]
 
 
 def background_words() -> tuple[str, ...]:
     """SCLIP's 26 words for what is in the background."""
-    return read_words(_NAMES / "background26.txt")
+    return read_words(NAMES / "background26.txt")
 
 
 def stuff_words() -> tuple[str, ...]:
     """COCO-Stuff's 91 kinds of stuff."""
-    return read_words(_NAMES / "coco_stuff171.txt")[80:]
+    return read_words(NAMES / "coco_stuff171.txt")[80:]
 
 
 def _same(count: int) -> dict[int, int]:
