@@ -1,18 +1,18 @@
 """Program: trained aligners, CLIP and stage 1 against ground truth: tables, JSON, pictures.
 
-    python evaluate.py --config=configs/toy.py --workdir=work/toy
+    fmbseg evaluate --config=configs/toy.py --workdir=work/toy
     python evaluate.py --config=FILE --workdir=DIR --benchmarks=voc21,ade150 [--model=EXPORT]
 
-Scores, on the annotated folder `eval.folder`, or on published benchmarks that lie in `eval.data`,
-whatever is there of:
+Reads the annotated folder `eval.folder` (images/, labels/, words.txt), or published benchmarks that
+lie in `eval.data`, and scores on them whatever is there of:
 
     WORKDIR/export                    the aligner (or --model)
     WORKDIR/oracle/export             an aligner trained on the ground truth, the ceiling
-    WORKDIR/predictions/NAME/...      stage 1 (python -m labelling --predict)
+    WORKDIR/predictions/NAME/...      stage 1 (fmbseg label --predict)
     --clip_windows                    CLIP's own patches, nothing trained
     --predictions=DIR                 label maps of any other system, a PNG for each image
 
-and writes, in WORKDIR/evaluation, NAME.json, pictures in NAME/, and results.md for all of them. Run
+It writes, in WORKDIR/evaluation, NAME.json, pictures in NAME/, and results.md for all of them. Run
 again to continue. --check looks only whether the benchmarks are as they should be.
 """
 

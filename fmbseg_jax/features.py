@@ -1,6 +1,6 @@
 """Program: records of images and labels → records of patch features and patch labels.
 
-    python -m fmbseg_jax.features --config=FILE --workdir=DIR
+    fmbseg features --config=configs/toy.py --workdir=work/toy
 
 Reads WORKDIR/pseudo_labels, runs the frozen vision encoder over every image, and writes one shard
 of WORKDIR/features for each shard there. Run again to continue: a shard that is there stays, unless

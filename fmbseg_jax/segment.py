@@ -1,9 +1,10 @@
 """Program: a folder of images and words → label PNGs and overlays.
 
-    python -m fmbseg_jax.segment --model=EXPORT --images=DIR --words="sky,grass" --out=DIR
+    fmbseg segment --model=work/mine/export --images=photos --words="sky,grass" --out=segmented
 
-Writes OUT/labels/NAME.png (word indices; the words are in OUT/words.txt), OUT/overlays/NAME.png and
-OUT/contact_sheet.png. Files that cannot be read are listed at the end. Run again to continue.
+Reads an exported aligner, its encoders, and a folder of images. Writes OUT/labels/NAME.png (word
+indices; the words are in OUT/words.txt), OUT/overlays/NAME.png and OUT/contact_sheet.png. Files
+that cannot be read are listed at the end. Run again to continue.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Program: patch features and their labels → a trained aligner (stage 2, paper, section 3.3).
 
-    python train.py --config=configs/toy.py --workdir=work/toy
+    fmbseg train --config=configs/toy.py --workdir=work/toy
+    python train.py --config=FILE --workdir=DIR --config.train.epochs=20
 
 Reads WORKDIR/features (WORKDIR/pseudo_labels, if train.features is "online"); writes
 WORKDIR/checkpoints, WORKDIR/metrics (train.jsonl, TensorBoard events) and, at the end,

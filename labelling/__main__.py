@@ -1,9 +1,14 @@
 """Stage 1 as a program: images and words → TFRecord shards of pseudo labels.
 
-    python -m labelling --config=configs/toy.py --workdir=work/toy
-    python -m labelling --config=FILE --workdir=DIR --images=DIR --words=FILE --figures=8
-    python -m labelling --config=FILE --workdir=DIR --predict [--benchmark=voc20]
-    python -m labelling --config=FILE --workdir=DIR --engine=ray
+    fmbseg label --config=configs/toy.py --workdir=work/toy
+    fmbseg label --config=FILE --workdir=DIR --images=DIR --words=FILE --figures=8
+    fmbseg label --config=FILE --workdir=DIR --predict [--benchmark=voc20]
+    fmbseg label --config=FILE --workdir=DIR --engine=ray
+
+Reads images, words, CLIP and SAM. Writes WORKDIR/pseudo_labels: the records, and skipped.tsv with
+the images that cannot be read; with --figures, pictures in WORKDIR/figures/labelling too. With
+--predict it writes, instead, the label maps of stage 1 in WORKDIR/predictions. It needs PyTorch:
+pip install "fmbseg-jax[label]". `python -m labelling` is the same.
 
 A run that was stopped, or killed, goes on where it was when the same command is given again.
 """

@@ -349,9 +349,3 @@ def test_program_errors(world, tmp_path):
     (tmp_path / "w").write_text("a file where the folder should be")
     blocked = run("evaluate.py", *world.flags, f"--workdir={tmp_path / 'w'}", check=False)
     assert "Cannot make the work folder" in blocked.stdout
-
-
-def test_help_shows_an_example():
-    for name in ("train.py", "evaluate.py", SEGMENT, "fmbseg_jax.features"):
-        result = run(name, "--help", check=False)
-        assert "    python " in result.stdout

@@ -2,8 +2,8 @@
 
     python -m toyworld --out=data/toy
 
-Writes OUT/train, OUT/validation and OUT/test, each with images/, labels/ and words.txt. Run again
-to continue; what is there stays.
+Reads nothing; writes OUT/train, OUT/validation and OUT/test, each with images/, labels/ and
+words.txt. Run again to continue; what is there stays.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python -m toyworld.pretrain [--models=clip,dinov2,sam] [--out=toyworld/weights] [--device=cuda]
 
-Each model trains in a process of its own, as many at once as fit the processors. A killed run is
-run again and goes on from its last checkpoint in `OUT.work`, which is removed at the end. Then
-`OUT/README.md`, the card, is written from what was measured.
+Reads nothing, as all scenes are drawn; writes, in OUT, each model, `scores.json` and `README.md`,
+the card, from what was measured. Each model trains in a process of its own, as many at once as fit
+the processors. A killed run is run again and goes on from its last checkpoint in `OUT.work`, which
+is removed at the end.
 """
 
 from __future__ import annotations
@@ -130,7 +131,9 @@ def _hardware(device: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--out", type=Path, default=Path("toyworld/weights"))
     parser.add_argument("--seed", type=int, default=0)
