@@ -64,13 +64,6 @@ class Classes:
         assert best is not None
         return np.where(best < self.threshold, np.uint16(self.background), found)
 
-    def best(self, similarities: np.ndarray) -> np.ndarray:
-        """With the words, [H, W, T] → with the classes, [H, W, K]: each with its best word."""
-        of_classes = [i for i, label in enumerate(self.index) if label < len(self.names)]
-        index = np.asarray(self.index)[of_classes]
-        first = np.searchsorted(index, np.arange(len(self.names)))
-        return np.maximum.reduceat(similarities[..., of_classes], first, axis=-1)
-
 
 def _named(words: Words) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the classes, () where each is its word, and the words of each, joined by ";"."""

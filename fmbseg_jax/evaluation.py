@@ -143,7 +143,8 @@ def segment(
         prepared = _read(segmenter, benchmark, todo)
         described = f"{benchmark.name}: {title}"
         with logs.progress(len(ours), described, len(ours) - len(todo)) as bar:
-            for (name, truth), *found, _ in segmenter.label_maps(prepared, classes):
+            for one in segmenter.label_maps(prepared, classes):
+                (name, truth), found = one.key, (one.labels, one.refined)
                 for tally, labels in zip(tallies, found, strict=False):
                     assert labels is not None
                     tally.add(name, Counts.of(labels, truth, len(classes.names)))

@@ -107,3 +107,7 @@ def check_shapes(folder: Path, template: Any, advice: str) -> None:
             f"{folder} is of another architecture:\n  " + "\n  ".join(differing[:8]) + more
             + f"\n{advice}"
         )  # fmt: skip
+
+
+def locate(path: str | Path) -> Path:
+    return Path(path)

@@ -1,39 +1,23 @@
-"""Pictures: colours of words, overlays, legends, contact sheets. numpy and Pillow alone."""
+"""Pictures: overlays, legends, contact sheets. numpy and Pillow alone."""
 
 from __future__ import annotations
 
-import colorsys
-import functools
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fmbseg_jax.colours import PAPER, UNLABELLED, palette
 from fmbseg_jax.vocabulary import IGNORE
 
-_UNLABELLED = (38, 40, 46)
-_PAPER = (250, 249, 246)
 _INK = (34, 36, 42)
 _FAINT = (120, 122, 130)
-
-
-@functools.cache
-def palette(num_words: int) -> np.ndarray:
-    """uint8 [num_words, 3]: a colour for each word, neighbours in the list far apart in hue."""
-    golden = 0.618034
-    colours = [
-        colorsys.hsv_to_rgb(
-            (0.58 + i * golden) % 1, (0.55, 0.75, 0.4)[i % 3], (0.92, 0.8, 0.98)[i // 3 % 3]
-        )
-        for i in range(num_words)
-    ]
-    return (np.asarray(colours).reshape(num_words, 3) * 255).astype(np.uint8)
 
 
 def colourise(labels: np.ndarray, num_words: int) -> np.ndarray:
     """Label map [H, W] → uint8 [H, W, 3]; IGNORE is dark grey."""
     labels = np.asarray(labels)
-    colours = np.vstack([palette(num_words), np.asarray([_UNLABELLED], np.uint8)])
+    colours = np.vstack([palette(num_words), np.asarray([UNLABELLED], np.uint8)])
     return colours[np.where(labels == IGNORE, num_words, labels)]
 
 
@@ -48,6 +32,24 @@ def overlay(
     edge[1:] |= labels[1:] != labels[:-1]
     mixed[edge] = mixed[edge] * 0.35 + 255 * 0.65
     return mixed.astype(np.uint8)
+
+
+def with_legend(picture: np.ndarray, labels: np.ndarray, words: Sequence[str]) -> np.ndarray:
+    """A picture [H, W, 3] of a label map [H, W], and under it the words that are there."""
+    present = np.unique(labels)
+    size = int(np.clip(picture.shape[1] // 40, 13, 40))
+    below = legend(
+        words,
+        max(picture.shape[1], 20 * size),
+        [int(i) for i in present if i != IGNORE],
+        size,
+        unlabelled=IGNORE in present,
+    )
+    height, width = picture.shape[0] + len(below), below.shape[1]
+    sheet = np.full((height, width, 3), PAPER, np.uint8)
+    sheet[: picture.shape[0], : picture.shape[1]] = picture
+    sheet[picture.shape[0] :] = below
+    return sheet
 
 
 def heat_map(values: np.ndarray) -> np.ndarray:
@@ -79,7 +81,7 @@ def legend(
     With `unlabelled` a last swatch says "no word".
     """
     indices = list(range(len(words)) if present is None else present)
-    colours = np.vstack([palette(len(words)), np.asarray([_UNLABELLED], np.uint8)])
+    colours = np.vstack([palette(len(words)), np.asarray([UNLABELLED], np.uint8)])
     if unlabelled:
         indices.append(len(words))
     words = [*words, "no word"]
@@ -91,7 +93,7 @@ def legend(
             x, y = 0, y + size + 12
         entries.append((i, x, y))
         x += step
-    canvas = Image.new("RGB", (width, y + size + 12), _PAPER)
+    canvas = Image.new("RGB", (width, y + size + 12), PAPER)
     draw = ImageDraw.Draw(canvas)
     for i, x, y in entries:
         box = (x, y + 3, x + size + 3, y + size + 6)
@@ -131,7 +133,7 @@ def contact_sheet(
     words_below = legend(words, width - 2 * margin, present, unlabelled=unlabelled)
     head = (44 if title else 0) + (26 if subtitle else 0) + 32
     height = margin + head + len(rows) * (tile + gap) + 12 + len(words_below) + margin // 2
-    sheet = Image.new("RGB", (width, height), _PAPER)
+    sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
         draw.text((margin, margin - 6), title, _INK, font(28))
@@ -147,7 +149,7 @@ def contact_sheet(
         if i < len(captions) and captions[i]:
             at = (margin + 6, top + i * (tile + gap) + 6)
             box = draw.textbbox(at, captions[i], font(14))
-            draw.rounded_rectangle((box[0] - 4, box[1] - 4, box[2] + 4, box[3] + 4), 4, _PAPER)
+            draw.rounded_rectangle((box[0] - 4, box[1] - 4, box[2] + 4, box[3] + 4), 4, PAPER)
             draw.text(at, captions[i], _INK, font(14))
     sheet.paste(Image.fromarray(words_below), (margin, top + len(rows) * (tile + gap) + 12))
     return np.asarray(sheet)
@@ -165,14 +167,14 @@ def matrix(
     height, width = (n * cell for n in values.shape)
     top += 50
     width_of_all = max(left + width, int(font(16).getlength(title)) + 16) + 20
-    sheet = Image.new("RGB", (width_of_all, top + height + 20), _PAPER)
+    sheet = Image.new("RGB", (width_of_all, top + height + 20), PAPER)
     picture = Image.fromarray(heat_map(values)).resize((width, height), Image.Resampling.NEAREST)
     sheet.paste(picture, (left, top))
     draw = ImageDraw.Draw(sheet)
     draw.text((16, 14), title, _INK, font(16))
     for i, name in enumerate(rows):
         draw.text((left - 8, top + (i + 0.5) * cell), name, _INK, letters, "rm")
-    upright = Image.new("RGB", (top - 58, width), _PAPER)  # drawn lying, then turned
+    upright = Image.new("RGB", (top - 58, width), PAPER)  # drawn lying, then turned
     draw = ImageDraw.Draw(upright)
     for j, name in enumerate(columns):
         draw.text((0, (j + 0.5) * cell), name, _INK, letters, "lm")

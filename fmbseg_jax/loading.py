@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +17,36 @@ from fmbseg_jax.segmenter import Segmenter
 
 def load(
     path: str | Path,
-    protocol: config_lib.Eval | None = None,
+    protocol: config_lib.Eval | Mapping[str, Any] | None = None,
     *,
     vision: str = "",
     clip: str = "",
 ) -> Segmenter:
-    """Loads the exported aligner at `path`, the export/ folder of a work folder.
+    """Loads an exported aligner.
 
     Args:
+      path: the export/ folder of a work folder, or the id of one on the Hugging Face hub.
       protocol: sizes, windows and templates; None takes those of the training's config, with
-        antialiasing where images shrink.
+        antialiasing where images shrink; a dict, these with changes: `{"batch_size": 64}`.
       vision, clip: where the encoders are now, a folder or hub id each; "" where they were at
         training. Other weights than those are refused.
 
     Raises:
       UserError: the folder is no export, an encoder cannot be found or is another one.
     """
-    model = exported.read_model(path)
+    folder = exported.locate(path)
+    model = exported.read_model(folder)
+    if not isinstance(protocol, config_lib.Eval):
+        protocol = _protocol(model["config"], protocol or {})
     segmenter, aligned = untrained(model, protocol, vision=vision, clip=clip)
-    aligned.use(exported.load_export(path, aligned.shapes))
+    aligned.use(exported.load_export(folder, aligned.shapes))
     return segmenter
 
 
 def untrained(
-    model: dict[str, Any],
-    protocol: config_lib.Eval | None = None,
-    *,
-    vision: str = "",
-    clip: str = "",
+    model: dict[str, Any], protocol: config_lib.Eval, *, vision: str = "", clip: str = ""
 ) -> tuple[Segmenter, Aligned]:
     """What an export's model.json describes: a segmenter, and its model, which lacks parameters."""
-    protocol = protocol or _protocol(model["config"])
     aligned = Aligned(model, _same_weights(model, "vision", vision), protocol.compute)
     return Segmenter(aligned, _same_weights(model, "clip", clip), protocol), aligned
 
@@ -56,10 +56,14 @@ def clip_patches(clip: str, protocol: config_lib.Eval) -> Segmenter:
     return Segmenter(ClipPatches(clip, protocol.compute), clip, protocol)
 
 
-def _protocol(leaves: dict[str, Any]) -> config_lib.Eval:
-    """The config's eval section; its other fields may be those of another version."""
-    ours = {name: value for name, value in leaves.items() if name.startswith("eval.")}
-    return dataclasses.replace(config_lib.unflatten(ours).eval, antialias=True)
+def _protocol(leaves: dict[str, Any], changes: Mapping[str, Any]) -> config_lib.Eval:
+    """The config's eval section, with changes; what it lacks of this version has its default."""
+    names = {field.name for field in dataclasses.fields(config_lib.Eval)}
+    ours = {name: leaves[f"eval.{name}"] for name in names if f"eval.{name}" in leaves}
+    config = config_lib.Config(eval=config_lib.Eval(**ours | {"antialias": True}))
+    for name, value in changes.items():
+        setattr(config.eval, name, value)  # which refuses other names
+    return config.validate().eval
 
 
 def _same_weights(model: dict[str, Any], name: str, source: str) -> str:

@@ -1,134 +1,210 @@
-"""Program: a folder of images and words → label PNGs and overlays.
+"""Program: a folder of images and words → label maps, overlays and a COCO file.
 
-    fmbseg segment --model=work/mine/export --images=photos --words="sky,grass" --out=segmented
+    python -m fmbseg_jax.segment --model=EXPORT --images=DIR --words="sky,grass" --out=DIR
 
-Reads an exported aligner, its encoders, and a folder of images. Writes OUT/labels/NAME.png (word
-indices; the words are in OUT/words.txt), OUT/overlays/NAME.png and OUT/contact_sheet.png. Files
-that cannot be read are listed at the end. Run again to continue.
+Reads the aligner at EXPORT (the export/ folder of a work folder, or an id of the Hugging Face hub),
+and every image in DIR and its sub-folders, of a file, or of a pattern such as 'photos/**/*.jpg'.
+Writes, under the images' own names and sub-folders,
+
+    OUT/labels/NAME.png     word index of each pixel (255, of many words 65535: background)
+    OUT/overlays/NAME.jpg   the image in the colours of its words, with a legend
+    OUT/scores/NAME.npz     with --scores: similarities of each pixel with each word
+    OUT/coco.json           all masks, run-length encoded, for annotation tools
+    OUT/contact_sheet.png, OUT/words.txt, OUT/skipped.tsv (images that cannot be read)
+
+Run again to continue.
 """
 
 from __future__ import annotations
 
-import io
+import glob
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
-from PIL import Image
 
-from fmbseg_jax import figures, logs, program, vocabulary, workfolder
-from fmbseg_jax.data import images, label_maps
+from fmbseg_jax import logs, program, vocabulary, workfolder
+from fmbseg_jax.classes import Background, Classes
+from fmbseg_jax.data import images, pipeline
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.loading import load
-from fmbseg_jax.segmenter import Segmenter
+from fmbseg_jax.looking import Prepared
+from fmbseg_jax.outputs import Outputs
+from fmbseg_jax.segmenter import Segmented, Segmenter, by_pixel
 
-_SHEET_ROWS = 8
+_THREADS = 8  # images read, and results written, at once
 _EXAMPLE = (__doc__ or "").split("\n\n")[1]
 
 
-def segment_images(
-    segmenter: Segmenter, folder: Path, words: tuple[str, ...], out: Path, *, strict: bool
-) -> dict[str, str]:
-    """Segments every image under `folder`; returns the reasons of those that cannot be read."""
-    names = images.find_images(folder)
-    pngs = images.png_names(names)
-    if out.resolve().is_relative_to(folder.resolve()):
+class Found(NamedTuple):
+    """The images of --images."""
+
+    folder: Path
+    """What their names are relative to."""
+    names: list[str]
+
+
+def find(argument: str) -> Found:
+    """The images of a folder and its sub-folders, of one file, or of a pattern with * or ?."""
+    path = Path(argument)
+    if path.is_file():
+        return Found(path.parent, [path.name])
+    if path.exists() or not glob.has_magic(argument):
+        return Found(path, images.find_images(path))
+    first = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
+    root, pattern = Path(*path.parts[:first]), Path(*path.parts[first:])
+    names = glob.glob(str(pattern), root_dir=root, recursive=True)
+    kept = sorted(
+        Path(name).as_posix() for name in names if name.lower().endswith(images.EXTENSIONS)
+    )
+    if not kept:
         raise UserError(
-            f"--out={out} lies in --images={folder}, so that its pictures would be taken for "
-            "images the next time. Give a folder beside it."
+            f"No image matches {argument}. Put the pattern in quotes, such as 'photos/**/*.jpg'."
         )
-    with workfolder.hold(out):
-        _claim(out, segmenter, words, folder)
-        return _segment(segmenter, folder, words, out, pngs, strict=strict)
+    return Found(root, kept)
 
 
-def _segment(
-    segmenter: Segmenter,
-    folder: Path,
-    words: tuple[str, ...],
-    out: Path,
-    pngs: dict[str, str],
-    *,
-    strict: bool,
+def segment_images(
+    segmenter: Segmenter, found: Found, classes: Classes, outputs: Outputs, *, strict: bool
 ) -> dict[str, str]:
-    outputs = {name: (out / "labels" / png, out / "overlays" / png) for name, png in pngs.items()}
-    todo = [name for name in pngs if not all(path.exists() for path in outputs[name])]
+    """Segments images in batches; returns the reasons of those that cannot be read."""
+    todo = [name for name in found.names if not outputs.done(name)]
     skipped: dict[str, str] = {}
-    with logs.progress(len(pngs), "segment", len(pngs) - len(todo)) as bar:
-        for name in todo:
-            try:
-                image = images.decode((folder / name).read_bytes())
-            except (images.ImageError, OSError) as error:
+
+    def read(i: int) -> tuple[str, np.ndarray, Prepared] | UserError:
+        path = found.folder / todo[i]
+        try:
+            image = images.decode(path.read_bytes())
+        except (images.ImageError, OSError) as error:
+            return UserError(f"{path} {error}" if strict else str(error))
+        return todo[i], image, segmenter.prepare(image)
+
+    def readable() -> Iterator[tuple[tuple[str, np.ndarray, Prepared], Prepared]]:
+        for name, one in zip(todo, pipeline.in_order(len(todo), read, _THREADS), strict=True):
+            if isinstance(one, UserError):
                 if strict:
-                    raise UserError(f"{folder / name} {error}") from None
-                skipped[name] = str(error)
+                    raise one
+                skipped[name] = str(one)
+                bar.update()
             else:
-                labels = segmenter.segment(image, words)
-                _write(outputs[name], image, labels, len(words))
-            bar.update()
-    overlays = {name: paths[1] for name, paths in outputs.items() if name not in skipped}
-    _write_sheet(out, overlays, folder, words)
+                yield one, one[2]
+
+    def write(one: Segmented[tuple[str, np.ndarray, Prepared]]) -> None:
+        name, image, prepared = one.key
+        scores = None
+        if outputs.with_scores:
+            scores = by_pixel(prepared, one.compared, classes, np.float16)
+        outputs.write(name, image, one.final, scores)
+
+    done = len(found.names) - len(todo)
+    with logs.progress(len(found.names), "segment", done) as bar, _Writers(bar) as writers:
+        for one in segmenter.label_maps(readable(), classes):
+            writers.submit(write, one)
     return skipped
 
 
-def _claim(out: Path, segmenter: Segmenter, words: tuple[str, ...], folder: Path) -> None:
+class _Writers:
+    """Threads that write results while the next images are looked at; a failure stops the run."""
+
+    def __init__(self, bar: Any):
+        self._bar, self._pool = bar, ThreadPoolExecutor(_THREADS)
+        self._waiting: list[Future[None]] = []
+
+    def submit(self, write: Any, one: Any) -> None:
+        """Writes in the background, unless much is waiting: then for the first of it."""
+        self._waiting.append(self._pool.submit(write, one))
+        while len(self._waiting) > _THREADS:
+            self._finish_one()
+
+    def _finish_one(self) -> None:
+        self._waiting.pop(0).result()
+        self._bar.update()
+
+    def __enter__(self) -> _Writers:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        with self._pool:  # waits for what is being written
+            while self._waiting and kind is None:
+                self._finish_one()
+
+
+def _claim(outputs: Outputs, segmenter: Segmenter, classes: Classes) -> None:
     """Refuses results made with other words, another model, or from another folder of images."""
     made = {
-        "words": list(words),
+        "words": list(outputs.words),
+        "compared": list(classes.words),
+        "threshold": classes.threshold,
         "model": segmenter.fingerprint,
-        "images": str(folder.resolve()),
+        "images": str(outputs.images.resolve()),
     }
-    workfolder.remember(out / "segment.json", made, "Give another --out, or delete that folder.")
-    images.write_atomically(out / "words.txt", ("\n".join(words) + "\n").encode())
+    advice = "Give another --out, or delete that folder."
+    workfolder.remember(outputs.out / "segment.json", made, advice)
+    words = "\n".join(outputs.words) + "\n"
+    images.write_atomically(outputs.out / "words.txt", words.encode())
 
 
-def _write(paths: tuple[Path, Path], image: np.ndarray, labels: np.ndarray, words: int) -> None:
-    picture = io.BytesIO()
-    Image.fromarray(figures.overlay(image, labels, words)).save(picture, "PNG")
-    contents = label_maps.encode(labels.astype(np.uint16)), picture.getvalue()
-    for path, content in zip(paths, contents, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        images.write_atomically(path, content)
+def _background() -> Background:
+    if FLAGS.background and FLAGS.threshold is not None:
+        raise UserError("Give --background=WORDS or --threshold=SIMILARITY, not both.")
+    if FLAGS.background:
+        return vocabulary.parse_words(FLAGS.background)
+    return FLAGS.threshold
 
 
-def _write_sheet(
-    out: Path, overlays: dict[str, Path], folder: Path, words: tuple[str, ...]
-) -> None:
-    step = max(1, len(overlays) // _SHEET_ROWS)
-    rows = [
-        [
-            images.decode((folder / name).read_bytes()),
-            np.asarray(Image.open(overlay)),
-        ]
-        for name, overlay in list(overlays.items())[::step][:_SHEET_ROWS]
-    ]
-    if rows:
-        sheet = figures.contact_sheet(["image", "segmentation"], rows, words)
-        Image.fromarray(sheet).save(out / "contact_sheet.png")
+def _changes() -> Mapping[str, Any]:
+    """Fields of the protocol that flags set."""
+    given = {"batch_size": FLAGS.batch_size, "compute": FLAGS.compute, "pamr": FLAGS.pamr}
+    return {name: value for name, value in given.items() if value}
 
 
 def main() -> None:
     for name in ("model", "images", "words", "out"):
         if not FLAGS[name].value:
             raise UserError(f"--{name} is missing. For example:\n{_EXAMPLE}")
-    words = vocabulary.parse_words(FLAGS.words)
-    names = images.find_images(FLAGS.images)  # before the model is loaded
-    segmenter = load(FLAGS.model, vision=FLAGS.vision, clip=FLAGS.clip)
-    out = Path(FLAGS.out)
-    skipped = segment_images(segmenter, Path(FLAGS.images), words, out, strict=FLAGS.strict)
-    for name, reason in skipped.items():
-        print(f"skipped {name}: {reason}")
-    if len(skipped) == len(names):
-        raise UserError(f"None of the images in {FLAGS.images} can be read.")
-    print(f"Label maps, overlays and contact_sheet.png are in {out}; skipped: {len(skipped)}.")
+    words, out = vocabulary.parse_words(FLAGS.words), Path(FLAGS.out)
+    classes = Classes.of(words, _background())
+    found = find(FLAGS.images)  # before the model is loaded
+    outputs = Outputs(out, found.folder, words, images.png_names(found.names), FLAGS.scores)
+    if any((found.folder / name).resolve().is_relative_to(out.resolve()) for name in found.names):
+        raise UserError(f"Some of --images={FLAGS.images} lie in --out={out}. Give another --out.")
+    if out.resolve().is_relative_to(found.folder.resolve()) and Path(FLAGS.images).is_dir():
+        raise UserError(
+            f"--out={out} lies in --images={FLAGS.images}, so that its pictures would be taken for "
+            "images the next time. Give a folder beside it."
+        )
+    segmenter = load(FLAGS.model, _changes(), vision=FLAGS.vision, clip=FLAGS.clip)
+    with workfolder.hold(out):
+        _claim(outputs, segmenter, classes)
+        skipped = segment_images(segmenter, found, classes, outputs, strict=FLAGS.strict)
+        for name, reason in skipped.items():
+            print(f"skipped {name}: {reason}")
+        if len(skipped) == len(found.names):
+            raise UserError(f"None of the images in {FLAGS.images} can be read.")
+        print("Writing coco.json and the contact sheet ...", flush=True)
+        names = [name for name in found.names if name not in skipped]
+        outputs.finish(names, skipped, f"Segmented by {FLAGS.model} (FMbSeg)")
+    print(f"Label maps, overlays, coco.json and contact_sheet.png are in {out}; ", end="")
+    print(f"skipped: {len(skipped)}" + (", listed in skipped.tsv." if skipped else "."))
 
 
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
-    flags.DEFINE_string("model", "", "Exported aligner: the export/ folder of a work folder.")
-    flags.DEFINE_string("images", "", "Folder of images; its sub-folders count too.")
+    flags.DEFINE_string("model", "", "Exported aligner: an export/ folder, or an id of the hub.")
+    flags.DEFINE_string("images", "", "Folder of images, one file, or a pattern 'photos/**/*.jpg'.")
     flags.DEFINE_string("words", "", 'Words to segment by: "sky,grass", or a file with one a line.')
     flags.DEFINE_string("out", "", "Where the results go; made if needed.")
+    flags.DEFINE_string("background", "", "Words for what is none of the words: they get no index.")
+    flags.DEFINE_float(
+        "threshold", None, "Cosine similarity that a pixel's word has to reach; else background."
+    )
+    flags.DEFINE_bool("scores", False, "Also write the similarities: 2 bytes a pixel and word.")
+    flags.DEFINE_integer("batch_size", 0, "Windows at once on each device; 0: training's.")
+    flags.DEFINE_string("compute", "", 'What is multiplied in: "float32", or "bfloat16" (faster).')
+    flags.DEFINE_integer("pamr", 0, "Iterations of PAMR, which lets borders follow the colours.")
     flags.DEFINE_string("vision", "", "Where its vision encoder is now, if that has moved.")
     flags.DEFINE_string("clip", "", "Where its CLIP is now, if that has moved.")
     flags.DEFINE_bool("strict", False, "Stop at the first image that cannot be read.")

@@ -49,6 +49,13 @@ class Segmented(NamedTuple, Generic[Key]):
     """The same after PAMR, with `eval.pamr`."""
     scores: np.ndarray | None
     """float32 [H, W], similarity of the best word (after PAMR, with that), where asked for."""
+    compared: Array
+    """[n, h, w, T], similarities of its windows with the words."""
+
+    @property
+    def final(self) -> np.ndarray:
+        """Labels, refined where that is asked for."""
+        return self.labels if self.refined is None else self.refined
 
 
 class _Waiting(NamedTuple, Generic[Key]):
@@ -56,6 +63,7 @@ class _Waiting(NamedTuple, Generic[Key]):
 
     key: Key
     windows: int
+    compared: Array
     found: sliding.Found
     refined: sliding.Found | None
 
@@ -65,7 +73,8 @@ class _Waiting(NamedTuple, Generic[Key]):
             for one in (self.found, self.refined)
         )
         assert labels is not None
-        return Segmented(self.key, labels, refined, (self.refined or self.found).best)
+        scores = (self.refined or self.found).best
+        return Segmented(self.key, labels, refined, scores, self.compared)
 
 
 class Segmenter:
@@ -142,10 +151,9 @@ class Segmenter:
         """
         classes = Classes.of(words, background)
         prepared = ((i, self.prepare(image)) for i, image in enumerate(images))
-        for _, labels, refined, scores in self.label_maps(prepared, classes, with_scores=True):
-            assert scores is not None
-            final = labels if refined is None else refined
-            yield Segmentation(final.astype(np.int32), scores)
+        for found in self.label_maps(prepared, classes, with_scores=True):
+            assert found.scores is not None
+            yield Segmentation(found.final.astype(np.int32), found.scores)
 
     def similarities(self, image: ImageLike, words: Words) -> np.ndarray:
         """Cosine similarity of each pixel with each word, float32 [H, W, K], in [-1, 1].
@@ -154,8 +162,7 @@ class Segmenter:
         """
         classes = Classes.of(words)
         looked = self._looker.look(accept.image(image))
-        stitched = looked.prepared.layout.stitch(self._compare(looked.encoded, classes))
-        return classes.best(np.asarray(stitched))
+        return by_pixel(looked.prepared, self._compare(looked.encoded, classes), classes)
 
     def _found(
         self, image: ImageLike, classes: Classes, *, with_scores: bool
@@ -200,7 +207,7 @@ class Segmenter:
             compared = self._compare(encoded, classes)
             refined = self._refined(one, compared, with_best)
             found = one.layout.segment(compared, with_best=with_best)
-            waiting.append(_Waiting(key, one.layout.count, found, refined))
+            waiting.append(_Waiting(key, one.layout.count, compared, found, refined))
             while sum(other.windows for other in waiting) > enough:
                 yield waiting.popleft().segmented(classes)
         while waiting:
@@ -218,6 +225,23 @@ class Segmenter:
         """Features of words, [T, D]."""
         plain = self._eval.average == "plain"
         return jax.device_put(self._text(words, self._templates, plain=plain), device)
+
+
+def by_pixel(
+    prepared: Prepared, compared: Array, classes: Classes, dtype: Any = np.float32
+) -> np.ndarray:
+    """Similarities of an image's windows with the words, [n, h, w, T] → of its pixels with the
+    classes, [H, W, K]: each with its best word."""
+    found = np.full((*prepared.layout.output, len(classes.names)), -1, dtype)
+    for i in range(0, len(classes.words), _AT_ONCE):
+        some = np.asarray(prepared.layout.stitch(compared[..., i : i + _AT_ONCE]))
+        for label, similarity in zip(classes.index[i:], np.moveaxis(some, -1, 0), strict=False):
+            if label < len(classes.names):
+                np.maximum(found[..., label], similarity.astype(dtype), out=found[..., label])
+    return found
+
+
+_AT_ONCE = 8  # words brought to the pixels; all of them, in float32, would be twice the result
 
 
 def _with_words(batches: list[Array], index: Array, text: Array) -> Array:

@@ -68,7 +68,7 @@ class Model:
     ) -> dict[str, np.ndarray]:
         prepared = ((name, self.segmenter.prepare(benchmark.image(name))) for name in names)
         found = self.segmenter.label_maps(prepared, classes)
-        return {name: labels if refined is None else refined for name, labels, refined, _ in found}
+        return {one.key: one.final for one in found}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -276,8 +276,6 @@ def test_the_best_of_several_words_stands_for_a_class():
     classes = Classes.of(["sofa; couch", "cat"])
     assert classes.words == ("sofa", "couch", "cat")
     assert classes.labels(np.asarray([0, 1, 2])).tolist() == [0, 0, 1]
-    similarities = np.asarray([[[0.1, 0.4, 0.3]]])
-    np.testing.assert_array_equal(classes.best(similarities), [[[0.4, 0.3]]])
     with_words = with_background(["background", "sofa;couch"], "words", ["sky", "Couch"])
     assert with_words.words == ("sky", "sofa", "couch")
     assert with_words.index == (0, 1, 1)

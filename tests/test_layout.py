@@ -11,7 +11,7 @@ LAYERS = [
     "errors extras config_files fields "
     "config vocabulary workfolder program hub figures data.tfrecord data.example "
     "data.images data.accept data.label_maps data.coco data.published data.benchmarks classes "
-    "recent",
+    "recent colours outputs data.coco_writer",
     "models.positions models.transformer models.specs models.tables models.encoders "
     "models.weights models.aligner similarity rings pairs_by_row pairs losses windows pamr sliding "
     "metrics",

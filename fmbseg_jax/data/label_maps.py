@@ -1,8 +1,9 @@
-"""Label maps: the word index of each pixel, IGNORE where there is none; on disk a 16-bit grey PNG."""
+"""Label maps: the word index of each pixel, IGNORE where there is none; on disk a PNG."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,26 @@ def encode(labels: np.ndarray) -> bytes:
     """uint16 [H, W] → a 16-bit grey PNG."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(labels, np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def encode_coloured(labels: np.ndarray, colours: np.ndarray, unlabelled: Sequence[int]) -> bytes:
+    """uint16 [H, W] → a PNG of the same indices that viewers show in colours, 255 for IGNORE.
+
+    Of more than 255 words, a 16-bit grey one, as `encode`.
+
+    Args:
+      colours: uint8 [K, 3], of all words.
+      unlabelled: the colour of IGNORE.
+    """
+    if len(colours) > 255:
+        return encode(labels)
+    image = Image.fromarray(np.where(labels == IGNORE, 255, labels).astype(np.uint8))
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(colours)], table[255] = colours, unlabelled
+    image.putpalette(table.tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -1,0 +1,105 @@
+"""What segmenting a folder leaves: for each image its files, and for all of them a COCO file.
+
+labels/NAME.png      word index of each pixel, in the colours of the legend
+overlays/NAME.jpg    the image under them, with the legend
+scores/NAME.npz      similarities of each pixel with each word, where asked for
+coco.json            run-length encoded masks, one for each word of an image
+contact_sheet.png    some of the images
+words.txt            the words, index 0 first
+skipped.tsv          images that cannot be read, with the reason
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fmbseg_jax import colours, figures
+from fmbseg_jax.data import coco_writer, images, label_maps
+from fmbseg_jax.vocabulary import IGNORE
+
+_SHEET, _ACROSS = 12, 2  # images in the contact sheet, and in a row of it
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """The folder that results go to, which mirrors that of the images."""
+
+    out: Path
+    images: Path
+    """The folder that the names of images are relative to."""
+    words: Sequence[str]
+    pngs: Mapping[str, str]
+    """By name of the image, the name of its label map, as `images.png_names` has them."""
+    with_scores: bool
+
+    def files(self, name: str) -> list[Path]:
+        """What is written for an image; all of it there, the image is done."""
+        png = Path(self.pngs[name])
+        paths = [self.out / "labels" / png, self.out / "overlays" / png.with_suffix(".jpg")]
+        return paths + [self.out / "scores" / png.with_suffix(".npz")] * self.with_scores
+
+    def done(self, name: str) -> bool:
+        """Whether an image needs nothing more."""
+        return all(path.exists() for path in self.files(name))
+
+    def write(
+        self, name: str, image: np.ndarray, labels: np.ndarray, scores: np.ndarray | None
+    ) -> None:
+        """Writes what was found in an image.
+
+        Args:
+          labels: uint16 [H, W].
+          scores: float16 [H, W, K], with `with_scores`.
+        """
+        overlay, palette = io.BytesIO(), colours.palette(len(self.words))
+        painted = figures.overlay(image, labels, len(self.words))
+        picture = Image.fromarray(figures.with_legend(painted, labels, self.words))
+        picture.save(overlay, "JPEG", quality=90)
+        contents = [
+            label_maps.encode_coloured(labels, palette, colours.UNLABELLED), overlay.getvalue()
+        ]  # fmt: skip
+        if scores is not None:
+            arrays = io.BytesIO()
+            np.savez_compressed(arrays, similarities=scores, words=np.asarray(self.words))
+            contents.append(arrays.getvalue())
+        for path, content in zip(self.files(name), contents, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            images.write_atomically(path, content)
+
+    def finish(self, names: Sequence[str], skipped: Mapping[str, str], made_by: str) -> None:
+        """Writes what is about all images.
+
+        Args:
+          names: of those that are done.
+          skipped: of the others, with the reasons.
+        """
+        listed = "".join(f"{name}\t{reason}\n" for name, reason in skipped.items())
+        images.write_atomically(self.out / "skipped.tsv", listed.encode())
+        coco_writer.write(self.out / "coco.json", self.words, self._maps(names), made_by)
+        self._write_sheet(names[:: max(1, len(names) // _SHEET)][:_SHEET])
+
+    def _maps(self, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+        for name in names:
+            yield name, label_maps.read(self.files(name)[0], len(self.words))
+
+    def _write_sheet(self, names: Sequence[str]) -> None:
+        pairs, present = [], set()
+        for name, labels in self._maps(names):
+            image = images.decode((self.images / name).read_bytes())
+            pairs += [image, figures.overlay(image, labels, len(self.words))]
+            present |= set(np.unique(labels).tolist())
+        width = min(len(pairs), 2 * _ACROSS)
+        sheet = figures.contact_sheet(
+            ["image", "segmentation"] * (width // 2),
+            [pairs[i : i + width] for i in range(0, len(pairs), width)],
+            self.words,
+            present=sorted(present - {IGNORE}),
+            unlabelled=IGNORE in present,
+        )
+        Image.fromarray(sheet).save(self.out / "contact_sheet.png")
