@@ -49,7 +49,11 @@ def installed(wheel, tmp_path_factory):
     pip(f"--python={python}", "install", "--no-deps", str(wheel))
     packages = environment / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
     # The libraries of this environment; not what its own .pth files add, such as the checkout.
-    (packages / "libraries.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    # Modules that are None cannot be imported: nothing of an extra can.
+    (packages / "libraries.pth").write_text(
+        f"{sysconfig.get_path('purelib')}\n"
+        f"import sys; sys.modules.update(dict.fromkeys({list(EXTRAS)}))\n"
+    )
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def run(*arguments, program="fmbseg"):
@@ -93,8 +97,10 @@ def test_the_programs_run_where_only_the_package_is(installed, world, tmp_path):
     Image.new("RGB", (70, 70), "green").save(tmp_path / "photos" / "a.png")
     given = {"model": "export", "images": "photos", "out": "segmented"}
     folders = [f"--{name}={tmp_path / folder}" for name, folder in given.items()]
-    installed("segment", *folders, "--words=sky,grass")
+    assert "PyTorch" not in installed("segment", *folders, "--words=sky,grass")
     assert (tmp_path / "segmented" / "labels" / "a.png").exists()
+    output = installed("label", *flags, folders[1], "--words=sky")
+    assert 'error: torch is not installed. This needs: pip install "fmbseg-jax[label]"' in output
 
 
 def test_every_shipped_config_is_found_where_only_the_package_is(installed):

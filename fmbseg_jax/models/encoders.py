@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -188,6 +189,7 @@ def load_text(source: str, dtype: str = "float32") -> tuple[TextEncoder, dict[st
     Raises:
       UserError: there is no such checkpoint, or it is not a CLIP.
     """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of PyTorch, not needed here
     from transformers import CLIPTokenizer  # half a second that programs without words save
 
     spec, folder = text_spec(source), hub.locate(source)
