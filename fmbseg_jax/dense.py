@@ -75,7 +75,7 @@ class Aligned:
         patches = encode(self._vision, params["vision"], windows)
         aligned = self._aligner.apply({"params": params["aligner"]}, patches)
         h, w = windows.shape[1] // self.patch, windows.shape[2] // self.patch
-        return aligned.reshape(len(windows), h, w, -1)
+        return aligned.reshape(windows.shape[0], h, w, -1)
 
 
 class ClipPatches:

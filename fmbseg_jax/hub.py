@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from fmbseg_jax.errors import UserError
 
@@ -21,30 +23,81 @@ def locate(source: str) -> Path:
     """
     if Path(source).is_dir():
         return Path(source)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if not is_id(source):
         raise UserError(
             f"No model at {source}: give a folder, or a hub id such as facebook/dinov2-base."
         )
+    return fetch(source, lambda: _wanted(source), weight_files, _WANTED)
+
+
+def is_id(source: str) -> bool:
+    """Whether this may be the name of a repository on the hub: `facebook/dinov2-base`."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and ".." not in source
+
+
+def fetch(
+    source: str,
+    wanted: Callable[[], list[str] | None],
+    check: Callable[[Path], Any],
+    shown: Sequence[str] = (),
+) -> Path:
+    """The folder of a repository's files, fetched once under a bar.
+
+    Args:
+      wanted: patterns of the files to fetch; None for all. Asked with a connection only.
+      check: raises UserError where the files are not whole.
+      shown: patterns for the message that says how to fetch the files by hand.
+
+    Raises:
+      UserError: they cannot be had; the message says how to get them.
+    """
     from huggingface_hub import snapshot_download
 
     print(f"Looking for {source} in the Hugging Face hub's cache, then in the hub ...", flush=True)
     try:
         try:  # the cache first: without a network the hub's client would retry for half a minute
             folder = Path(snapshot_download(source, local_files_only=True))
-            weight_files(folder)  # a download that was stopped lacks some
+            check(folder)  # a download that was stopped lacks some
             return folder
         except (OSError, UserError):
             pass
-        return Path(snapshot_download(source, allow_patterns=_wanted(source)))
+        return Path(snapshot_download(source, allow_patterns=wanted()))
     except Exception as error:  # offline, unknown id, no access: the hub client has many kinds
-        include = " ".join(f"'{pattern}'" for pattern in _WANTED)
+        include = " --include " + " ".join(f"'{pattern}'" for pattern in shown) if shown else ""
         name = Path(source).name
         raise UserError(
             f"{source} is neither a folder here nor to be had from the Hugging Face hub "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}). On a machine with a "
-            f"connection run\n    hf download {source} --local-dir {name} --include {include}\n"
+            f"({_reason(error)}). On a machine with a "
+            f"connection run\n    hf download {source} --local-dir {name}{include}\n"
             f"copy the folder {name} to this machine, and give its path in the place of the id."
         ) from None
+
+
+def push(folder: Path, source: str, *, private: bool) -> str:
+    """Uploads a folder to a repository of the hub, which is made if needed; returns its address.
+
+    Raises:
+      UserError: no connection, no token, no such user: with the hub's own reason.
+    """
+    from huggingface_hub import HfApi
+
+    if not is_id(source):
+        raise UserError(f"A repository on the hub is USER/NAME; got {source!r}.")
+    try:
+        api = HfApi()
+        api.create_repo(source, private=private, exist_ok=True)
+        api.upload_folder(repo_id=source, folder_path=folder, commit_message="FMbSeg aligner")
+    except Exception as error:  # the hub client has many kinds
+        raise UserError(
+            f"{folder} could not be pushed to {source} ({_reason(error)}). `hf auth login` gives "
+            "this machine your token; the same command tries again."
+        ) from None
+    return f"https://huggingface.co/{source}"
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,9 +57,21 @@ def clip_patches(clip: str, protocol: config_lib.Eval) -> Segmenter:
 
 def _protocol(leaves: dict[str, Any], changes: Mapping[str, Any]) -> config_lib.Eval:
     """The config's eval section, with changes; what it lacks of this version has its default."""
-    names = {field.name for field in dataclasses.fields(config_lib.Eval)}
-    ours = {name: leaves[f"eval.{name}"] for name in names if f"eval.{name}" in leaves}
-    config = config_lib.Config(eval=config_lib.Eval(**ours | {"antialias": True}))
+    ours, config = config_lib.flatten(config_lib.Eval()), config_lib.Config()
+    for name, usual in ours.items():
+        value = leaves.get(f"eval.{name}", usual)
+        if type(value) is not type(usual) and not (type(usual) is float and type(value) is int):
+            raise UserError(
+                f"The export's config has eval.{name} = {value!r}; expected a "
+                f"{type(usual).__name__}, like {usual!r}."
+            )
+        setattr(config.eval, name, value)
+    config.eval.antialias = True
+    if "{}" not in config.eval.template and "template" not in changes:
+        raise UserError(
+            f"The export names a file of templates, {config.eval.template!r}, as eval.template. "
+            'Give it: load(path, {"template": FILE}).'
+        )
     for name, value in changes.items():
         setattr(config.eval, name, value)  # which refuses other names
     return config.validate().eval

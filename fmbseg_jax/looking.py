@@ -87,11 +87,12 @@ class Looker:
         protocol, (height, width) = self._eval, image.shape[:2]
         resize = images.resize if protocol.antialias else images.resize_plain
         resized = resize(image, images.resized_shape(height, width, protocol.short_side))
-        side = protocol.window // self._dense.patch
-        layout = sliding.Layout(
-            resized.shape[:2], protocol.window, protocol.stride, (side, side), (height, width)
-        )
-        return Prepared(resized, layout)
+        return Prepared(resized, self.layout(resized.shape[:2], (height, width)))
+
+    def layout(self, image: tuple[int, int], output: tuple[int, int]) -> sliding.Layout:
+        """Of the windows in a resized image; `output` is the size of its label map."""
+        window, side = self._eval.window, self._eval.window // self._dense.patch
+        return sliding.Layout(image, window, self._eval.stride, (side, side), output)
 
     def look(self, image: np.ndarray) -> Looked:
         """What the model sees in an image [H, W, 3]; of the last ones, what it has seen."""

@@ -6,7 +6,7 @@ import collections
 import functools
 import hashlib
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
@@ -108,6 +108,11 @@ class Segmenter:
         return self._eval.pamr > 0
 
     @property
+    def window(self) -> int:
+        """Side of the sliding window, in pixels of the resized image."""
+        return self._eval.window
+
+    @property
     def fingerprint(self) -> str:
         """Differs between any two segmenters whose label maps may differ."""
         elsewhere = {"batch_size", "folder", "data", "template"}
@@ -183,6 +188,14 @@ class Segmenter:
             compared, one.resized, self._eval.pamr, with_best=with_best
         )
 
+    def text(self, words: Sequence[str]) -> np.ndarray:
+        """Unit features of words, float32 [T, D], by the protocol's templates."""
+        return self._text(words, self._templates, plain=self._eval.average == "plain")
+
+    def layout(self, size: tuple[int, int]) -> sliding.Layout:
+        """Of the windows in an image of (H, W) pixels that is taken as it is, not resized."""
+        return self._looker.layout(size, size)
+
     def prepare(self, image: ImageLike) -> Prepared:
         """An image, resized and laid out in windows, for `label_maps`."""
         return self._looker.prepare(image)
@@ -222,9 +235,7 @@ class Segmenter:
         return _compare(batches, encoded.index, self._text_of(classes.words, device))
 
     def _text_on(self, words: tuple[str, ...], device: Any) -> Array:
-        """Features of words, [T, D]."""
-        plain = self._eval.average == "plain"
-        return jax.device_put(self._text(words, self._templates, plain=plain), device)
+        return jax.device_put(self.text(words), device)
 
 
 def by_pixel(

@@ -21,6 +21,7 @@ from etils import epath
 
 import fmbseg_jax
 from fmbseg_jax import program, sharding, trainer, training, workfolder
+from fmbseg_jax.card import model_card
 from fmbseg_jax.config import Config, flatten, resolve
 from fmbseg_jax.data.example import read_metadata
 from fmbseg_jax.data.pipeline import TrainBatches
@@ -30,6 +31,7 @@ from fmbseg_jax.models import encoders, weights
 from fmbseg_jax.text import text_features
 from fmbseg_jax.training_data import TrainingData, open_cached, open_online
 from fmbseg_jax.validation import Validation
+from fmbseg_jax.vocabulary import read_templates
 
 CHECKPOINTS = "checkpoints/*[0-9]"
 """Whole ones; a save that was cut short has another ending."""
@@ -89,7 +91,7 @@ def train(config: Config, workdir: Path) -> None:
     )
     if trained and jax.process_index() == 0:
         model["steps"] = int(trained.step)
-        save_export(workdir / "export", Export(trained.params, model), _card(model))
+        save_export(workdir / "export", Export(trained.params, model), model_card(model))
         print(f"The aligner is in {workdir / 'export'} (step {model['steps']} of {batches.steps}).")
 
 
@@ -126,6 +128,7 @@ def describe(
 ) -> dict[str, Any]:
     """What model.json of the export holds."""
     clip, vision = resolve(config.models.clip), data.metadata["vision"]
+    templates = {"eval.template": "\n".join(read_templates(config.eval.template))}
     return {
         "aligner": aligner,
         "vision": {"source": resolve(vision["source"]), "hash": vision["hash"]},
@@ -133,7 +136,7 @@ def describe(
         "words": data.metadata["words"],
         "images": data.count,
         "steps": steps,
-        "config": flatten(config) | _of_the_data(data.metadata["config"]),
+        "config": flatten(config) | _of_the_data(data.metadata["config"]) | templates,
         "versions": {
             "fmbseg_jax": fmbseg_jax.__version__, "jax": jax.__version__,
             "python": platform.python_version(),
@@ -145,31 +148,6 @@ def _of_the_data(made: dict[str, Any]) -> dict[str, Any]:
     """What earlier programs recorded of their own stages; training and inference are this one's."""
     ours = ("seed", "train", "eval")
     return {name: value for name, value in made.items() if name.split(".")[0] not in ours}
-
-
-def _card(model: dict[str, Any]) -> str:
-    words = ", ".join(model["words"][:60]) + (", ..." if len(model["words"]) > 60 else "")
-    return f"""# An FMbSeg aligner
-
-Maps the patch features of a frozen vision encoder to CLIP's text space, so that any image is
-segmented by any words.
-
-    import fmbseg_jax
-    labels = fmbseg_jax.load("path/of/this/folder").segment(image, ["sky", "grass"])
-
-| | |
-|---|---|
-| vision encoder | {model["vision"]["source"]} (weights {model["vision"]["hash"]}) |
-| text encoder | {model["clip"]["source"]} (weights {model["clip"]["hash"]}) |
-| aligner | {model["aligner"]["kind"]} |
-| loss | {model["config"]["train.loss"]}, temperature {model["config"]["train.temperature"]} |
-| trained on | {model["images"]} images, {model["steps"]} steps, {len(model["words"])} words |
-| words | {words} |
-| started from | {model["config"]["train.start_from"] or "random parameters"} |
-
-It learnt from labels that models made, with their errors and biases; no person has checked them.
-model.json has the whole config.
-"""
 
 
 def main() -> None:

@@ -79,11 +79,10 @@ def parse_words(argument: str) -> tuple[str, ...]:
 
 
 def read_templates(argument: str) -> tuple[str, ...]:
-    """A template, or those in a text file with one a line: `a photo of a {}.`"""
-    if not Path(argument).is_file():
-        return (argument,)
-    lines = Path(argument).read_text(encoding="utf-8-sig").splitlines()
-    return tuple(line.strip() for line in lines if line.strip())
+    """Templates, `a photo of a {}.`: one or several, a line each, or a text file of such lines."""
+    file = "{}" not in argument and Path(argument).is_file()
+    text = Path(argument).read_text(encoding="utf-8-sig") if file else argument
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def synonyms(word: str) -> tuple[str, ...]:

@@ -11,12 +11,12 @@ LAYERS = [
     "errors extras config_files fields "
     "config vocabulary workfolder program hub figures data.tfrecord data.example "
     "data.images data.accept data.label_maps data.coco data.published data.benchmarks classes "
-    "recent colours outputs data.coco_writer",
+    "recent colours card outputs data.coco_writer",
     "models.positions models.transformer models.specs models.tables models.encoders "
     "models.weights models.aligner similarity rings pairs_by_row pairs losses windows pamr sliding "
     "metrics",
     "data.pipeline patches dense text sharding preemption exported checkpoint logs",
-    "training training_data looking segmenter loading evaluation systems report pictures",
+    "training training_data looking segmenter deployed loading evaluation systems report pictures",
     "validation",
     "trainer",
     "features segment train evaluate __main__",
@@ -26,6 +26,7 @@ LAYER = {name: i for i, names in enumerate(LAYERS) for name in names.split()}
 OWNERS = {
     "grain": {"fmbseg_jax/data/pipeline.py"},
     "orbax": {"fmbseg_jax/checkpoint.py", "fmbseg_jax/exported.py"},
+    "flatbuffers": {"fmbseg_jax/deployed.py"},
     "safetensors": {"fmbseg_jax/models/weights.py", "labelling/sam_checkpoint.py"},
     "torch": {"labelling", "toyworld", "fmbseg_jax/models/weights.py"},
     "segment_anything": {"labelling"},

@@ -15,6 +15,8 @@ from jaxtyping import Array, Float
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import transformer
 
+KINDS = "linear", "mlp", "block"
+
 
 def unit(x: Float[Array, "*s D"]) -> Float[Array, "*s D"]:
     """Vectors of length 1; the zero vector stays where it is, gradient included."""

@@ -17,8 +17,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from safetensors import safe_open
+from safetensors.numpy import save
 
 from fmbseg_jax import hub
+from fmbseg_jax.data.images import write_atomically
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models.tables import Table
 
@@ -60,6 +62,22 @@ def convert(folder: Path, table: Table, module: nn.Module, example: Array) -> di
     if faults:
         raise UserError(f"The weights in {folder} do not fit its config.json:{_listed(faults)}")
     return unflatten_dict(params)
+
+
+def write_pytorch(path: Path, params: Any, facts: dict[str, str]) -> None:
+    """Writes params as safetensors, named and laid out as PyTorch's modules have them.
+
+    `block/norm1/scale` becomes `block.norm1.weight`; `projection/kernel` [in, out] becomes
+    `projection.weight` [out, in].
+    """
+    names = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+    tensors = {}
+    for (*module, kind), value in flatten_dict(jax.device_get(params)).items():
+        tensor = np.asarray(value)
+        tensors[".".join([*module, names[kind]])] = np.ascontiguousarray(
+            tensor.T if kind == "kernel" else tensor
+        )
+    write_atomically(path, save(tensors, facts))
 
 
 def _listed(faults: list[str], most: int = 10) -> str:

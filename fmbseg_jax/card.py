@@ -1,0 +1,45 @@
+"""The model card of an exported aligner: what it is, what it was made from, how it is used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fmbseg_jax import hub
+
+
+def model_card(model: dict[str, Any]) -> str:
+    """Markdown, with the header that the Hugging Face hub reads."""
+    words = ", ".join(model["words"][:60]) + (", ..." if len(model["words"]) > 60 else "")
+    encoders = [model[name]["source"] for name in ("vision", "clip")]
+    published = "".join(f"\n- {source}" for source in encoders if hub.is_id(source))
+    base = f"base_model:{published}\n" if published else ""
+    return f"""---
+library_name: fmbseg-jax
+pipeline_tag: image-segmentation
+tags:
+- open-vocabulary
+- zero-shot
+- jax
+{base}---
+
+# An FMbSeg aligner
+
+Maps the patch features of a frozen vision encoder to CLIP's text space, so that any image is
+segmented by any words.
+
+    import fmbseg_jax
+    labels = fmbseg_jax.load("path/of/this/folder").segment("photo.jpg", ["sky", "grass"])
+
+| | |
+|---|---|
+| vision encoder | {model["vision"]["source"]} (weights {model["vision"]["hash"]}) |
+| text encoder | {model["clip"]["source"]} (weights {model["clip"]["hash"]}) |
+| aligner | {model["aligner"]["kind"]} |
+| loss | {model["config"]["train.loss"]}, temperature {model["config"]["train.temperature"]} |
+| trained on | {model["images"]} images, {model["steps"]} steps, {len(model["words"])} words |
+| words | {words} |
+| started from | {model["config"]["train.start_from"] or "random parameters"} |
+
+It learnt from labels that models made, with their errors and biases; no person has checked them.
+model.json has the whole config.
+"""

@@ -1,0 +1,145 @@
+"""Program: an exported aligner for others: without this package, for PyTorch, on the hub.
+
+    python -m fmbseg_jax.export --model=EXPORT --words="sky,grass"
+    python -m fmbseg_jax.export --model=EXPORT --push=USER/NAME
+
+Reads the aligner at EXPORT (the export/ folder of a work folder, or an id of the Hugging Face hub).
+Writes, into --out (a copy of the export), or else into EXPORT itself,
+
+    aligner.safetensors       the aligner's weights, named and laid out for PyTorch
+    similarities.stablehlo    images → similarities with the words, by jax.export, weights included;
+                              runs with jax alone on a CPU, an NVIDIA GPU or a TPU
+    similarities.json         what goes into it and what comes out
+
+and with --push uploads the whole folder to the Hugging Face hub, from where `fmbseg_jax.load` reads
+it by its name. docs/export.md shows how each is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+import fmbseg_jax
+from fmbseg_jax import deployed, exported, hub, program, vocabulary
+from fmbseg_jax.classes import Classes
+from fmbseg_jax.data.images import write_atomically
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.loading import load
+from fmbseg_jax.models import weights
+from fmbseg_jax.segmenter import Segmenter
+
+_EXAMPLE = (__doc__ or "").split("\n\n")[1]
+
+
+def write_stablehlo(
+    out: Path, segmenter: Segmenter, words: tuple[str, ...], size: tuple[int, int]
+) -> None:
+    """Writes similarities.stablehlo and .json, for images of `size` (H, W)."""
+    classes = Classes.of(words)
+    function = deployed.similarity_function(
+        segmenter.dense, segmenter.layout(size), segmenter.text(classes.words), classes
+    )
+    contents = deployed.serialise(function, size)
+    facts: dict[str, Any] = {
+        "words": words,
+        "input": f"uint8 [b, {size[0]}, {size[1]}, 3], RGB, for any b",
+        "output": f"float32 [b, {size[0]}, {size[1]}, {len(words)}], cosine similarity of each "
+        "pixel with each word",
+        "platforms": deployed.PLATFORMS,
+        "model": segmenter.fingerprint,
+        "sha256": hashlib.sha256(contents).hexdigest(),
+        "versions": {"fmbseg_jax": fmbseg_jax.__version__, "jax": jax.__version__},
+    }
+    write_atomically(out / "similarities.stablehlo", contents)
+    text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(out / "similarities.json", text.encode())
+    print(f"{out / 'similarities.stablehlo'}: {len(contents) / 1e6:.1f} MB, {len(words)} words")
+
+
+def write_safetensors(out: Path, segmenter: Segmenter, model: dict[str, Any]) -> None:
+    """Writes aligner.safetensors, with the aligner's sizes and encoders as its metadata."""
+    facts = {name: str(value) for name, value in model["aligner"].items()}
+    facts |= {name: json.dumps(model[name]) for name in ("vision", "clip")}
+    weights.write_pytorch(
+        out / "aligner.safetensors", segmenter.dense.params["aligner"], {"format": "pt", **facts}
+    )
+    print(f"{out / 'aligner.safetensors'}")
+
+
+def _size(argument: list[str], window: int) -> tuple[int, int]:
+    """(H, W) of --size, "" being one window."""
+    if not argument:
+        return window, window
+    if len(argument) != 2 or not all(part.isdigit() for part in argument):
+        raise UserError(f"--size is H,W in pixels, such as {window},{window}; got {argument}.")
+    height, width = map(int, argument)
+    if min(height, width) < window:
+        raise UserError(
+            f"--size={height},{width} is smaller than the model's window of {window} pixels. "
+            f"Images are given to it with their short side at {window} or more."
+        )
+    return height, width
+
+
+def _own(folder: Path, out: Path) -> Path:
+    """A copy of an export, at `out`, unless that is the export itself."""
+    if out.resolve() == folder.resolve():
+        return folder
+    if out.exists() and not (out / "model.json").is_file():
+        raise UserError(f"--out={out} is there and is no export. Give a folder that is new.")
+    shutil.copytree(folder, out, dirs_exist_ok=True)
+    return out
+
+
+def main() -> None:
+    if not FLAGS.model:
+        raise UserError(f"--model is missing. For example:\n{_EXAMPLE}")
+    jax.config.update("jax_platforms", "cpu")  # where programs for all platforms can be written
+    folder = exported.locate(FLAGS.model)
+    model = exported.read_model(folder)
+    words = vocabulary.parse_words(FLAGS.words) if FLAGS.words else tuple(model["words"])
+    changes = {"compute": FLAGS.compute} if FLAGS.compute else {}
+    segmenter = load(folder, changes, vision=FLAGS.vision, clip=FLAGS.clip)
+    size = _size(FLAGS.size, segmenter.window)
+    out = _own(folder, Path(FLAGS.out) if FLAGS.out else folder)
+    write_safetensors(out, segmenter, model)
+    write_stablehlo(out, segmenter, words, size)
+    if FLAGS.push:
+        _push(out, model)
+
+
+def _push(out: Path, model: dict[str, Any]) -> None:
+    address = hub.push(out, FLAGS.push, private=FLAGS.private)
+    print(f'Pushed to {address}: fmbseg_jax.load("{FLAGS.push}")')
+    for name in ("vision", "clip"):
+        source = model[name]["source"]
+        if not hub.is_id(source):
+            print(
+                f"Its {name} encoder is a folder of this machine, {source}; whoever loads it has "
+                f'to give theirs: load("{FLAGS.push}", {name}=FOLDER).'
+            )
+
+
+if __name__ == "__main__":
+    FLAGS = flags.FLAGS
+    flags.DEFINE_string("model", "", "Exported aligner: an export/ folder, or an id of the hub.")
+    flags.DEFINE_string("words", "", 'Words: "sky,grass", or a file; "": those of the training.')
+    flags.DEFINE_list(
+        "size", [], "H,W of the images, in pixels; one window of the model if left out."
+    )
+    flags.DEFINE_string(
+        "out", "", "Folder for a copy of the export; the export itself if left out."
+    )
+    flags.DEFINE_string("compute", "", 'What is multiplied in: "float32", or "bfloat16".')
+    flags.DEFINE_string("push", "", "USER/NAME of a repository on the Hugging Face hub.")
+    flags.DEFINE_bool("private", False, "Whether that repository, if it is new, is private.")
+    flags.DEFINE_string("vision", "", "Where its vision encoder is now, if that has moved.")
+    flags.DEFINE_string("clip", "", "Where its CLIP is now, if that has moved.")
+    program.run(main)

@@ -1,0 +1,302 @@
+"""What leaves the house: exports that are read again, run without us, are pushed and pulled."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run
+from models import save_aligner, save_dinov2
+from PIL import Image
+from safetensors.numpy import load_file
+
+import fmbseg_jax
+from fmbseg_jax import exported, hub
+from fmbseg_jax.data import images
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.models import aligner, encoders, weights
+
+WORDS = "sky,sofa;couch,moon"
+
+
+@pytest.fixture(scope="module")
+def export(world, tmp_path_factory):
+    return save_aligner(tmp_path_factory.mktemp("export") / "export", world.root)
+
+
+@pytest.fixture
+def copy(export, tmp_path):
+    return shutil.copytree(export, tmp_path / "export")
+
+
+def photograph(height, width, seed=0):
+    coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), np.uint8)
+    return images.resize(coarse, (height, width))
+
+
+def blocks():
+    """The Python code of docs/export.md: StableHLO, PyTorch."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def deployed(export, tmp_path_factory):
+    """Copies of an export with its programs, for one window and for a larger image."""
+    folder = tmp_path_factory.mktemp("deployed")
+    command = ["fmbseg_jax.export", f"--model={export}", f"--words={WORDS}"]
+    run(*command, f"--out={folder / 'square'}")
+    run(*command, f"--out={folder / 'wide'}", "--size=70,161")
+    return folder
+
+
+@pytest.mark.parametrize(("name", "size"), [("square", (70, 70)), ("wide", (70, 161))])
+def test_stablehlo_is_the_segmenter(export, deployed, name, size):
+    data = (deployed / name / "similarities.stablehlo").read_bytes()
+    program = jax.export.deserialize(bytearray(data))
+    assert set(program.platforms) == {"cpu", "cuda", "tpu"}
+    facts = json.loads((deployed / name / "similarities.json").read_text())
+    assert facts["words"] == WORDS.split(",")
+    segmenter = fmbseg_jax.load(export)
+    for count in (1, 3):
+        photographs = np.stack([photograph(*size, seed=i) for i in range(count)])
+        found = jax.jit(program.call)(photographs)
+        assert found.dtype == np.float32
+        for image, ours in zip(photographs, found, strict=True):
+            expected = segmenter.similarities(image, WORDS.split(","))
+            np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_stablehlo_runs_without_us(deployed, tmp_path):
+    """The code of the docs, where neither this package nor flax can be imported."""
+    code = blocks()[0].replace("work/mine/export", str(deployed / "wide"))
+    Image.fromarray(photograph(90, 120)).save(tmp_path / "photo.jpg")
+    alone = "import sys\nfor name in ('fmbseg_jax', 'flax', 'torch'): sys.modules[name] = None\n"
+    result = subprocess.run(
+        [sys.executable, "-c", alone + code + "print(labels.shape)"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.stdout == "(70, 161)\n", result.stderr
+
+
+@pytest.mark.parametrize("kind", aligner.KINDS)
+def test_pytorch_reads_the_aligner(world, tmp_path, kind):
+    folder = save_aligner(tmp_path / "export", world.root, kind)
+    run("fmbseg_jax.export", f"--model={folder}")
+    segmenter = fmbseg_jax.load(folder)
+    # At the scale of random weights as they are, a wrong activation would hide.
+    large = jax.tree.map(lambda leaf: 3 * leaf + 0.1, segmenter.dense.params["aligner"])
+    segmenter.dense.use(large)
+    weights.write_pytorch(tmp_path / "large.safetensors", large, {})
+    names: dict = {}
+    exec(blocks()[1], names)
+    _, facts = names["load_aligner"](folder / "aligner.safetensors")
+    tensors, _ = names["load_aligner"](tmp_path / "large.safetensors")
+    assert facts["kind"] == kind
+    assert len(blocks()[1].splitlines()) <= 34
+    patches = np.random.default_rng(0).normal(size=(2, 25, 48)).astype(np.float32)
+    with torch.no_grad():
+        theirs = names["align"](torch.from_numpy(patches), tensors, facts).numpy()
+    module = aligner.create(**exported.read_model(folder)["aligner"])
+    ours = module.apply({"params": large}, jnp.asarray(patches))
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
+
+
+def test_the_exported_aligner_is_the_loaded_one(export, deployed):
+    tensors = load_file(deployed / "square" / "aligner.safetensors")
+    params = fmbseg_jax.load(export).dense.params["aligner"]
+    np.testing.assert_array_equal(tensors["hidden.weight"], params["hidden"]["kernel"].T)
+    np.testing.assert_array_equal(tensors["projection.bias"], params["projection"]["bias"])
+    again = fmbseg_jax.load(deployed / "square")
+    image = photograph(80, 90)
+    np.testing.assert_array_equal(
+        again.similarities(image, ["sky"]), fmbseg_jax.load(export).similarities(image, ["sky"])
+    )
+
+
+def test_export_errors(export, tmp_path):
+    def error(*arguments):
+        result = run("fmbseg_jax.export", *arguments, check=False)
+        assert result.returncode == 1
+        assert "Traceback" not in result.stdout
+        return result.stdout
+
+    assert "--model is missing" in error()
+    model, out = f"--model={export}", f"--out={tmp_path / 'out'}"
+    assert "smaller than the model's window of 70" in error(model, out, "--size=70,69")
+    assert "--size is H,W in pixels" in error(model, out, "--size=70")
+    (tmp_path / "full").mkdir()
+    assert "is no export" in error(model, f"--out={tmp_path / 'full'}")
+    assert "A repository on the hub is USER/NAME" in error(model, out, "--push=name")
+    assert "could not be pushed to user/name" in error(model, out, "--push=user/name")
+
+
+class FakeHub:
+    """The hub's client, with folders in place of repositories."""
+
+    def __init__(self, root):
+        self.root, self.asked = root, []
+
+    def create_repo(self, repo, *, private, exist_ok):
+        assert private
+        assert exist_ok
+        (self.root / repo).mkdir(parents=True, exist_ok=True)
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+
+    def snapshot_download(self, repo, *, local_files_only=False, allow_patterns=None):
+        self.asked.append((repo, local_files_only))
+        if local_files_only or not (self.root / repo).exists():
+            raise OSError(f"no {repo} here")
+        return str(self.root / repo)
+
+
+@pytest.fixture
+def fake_hub(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    fake = FakeHub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: fake)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake.snapshot_download)
+    return fake
+
+
+def test_what_is_pushed_is_pulled(export, fake_hub):
+    assert hub.push(export, "user/water", private=True) == "https://huggingface.co/user/water"
+    pulled, image = fmbseg_jax.load("user/water"), photograph(80, 90)
+    assert fake_hub.asked == [("user/water", True), ("user/water", False)]
+    expected = fmbseg_jax.load(export).similarities(image, ["sky", "moon"])
+    np.testing.assert_array_equal(pulled.similarities(image, ["sky", "moon"]), expected)
+    with pytest.raises(UserError, match="(?s)user/none is neither a folder.*hf download user/none"):
+        fmbseg_jax.load("user/none")
+
+
+def test_a_download_that_was_cut_short_is_fetched_again(export, fake_hub, monkeypatch, tmp_path):
+    import huggingface_hub
+
+    cut = shutil.copytree(export, tmp_path / "cache")
+    largest = max((cut / "params").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    hub.push(export, "user/water", private=True)
+    whole = fake_hub.snapshot_download
+
+    def snapshot(repo, *, local_files_only=False, allow_patterns=None):
+        return str(cut) if local_files_only else whole(repo)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    fmbseg_jax.load("user/water")
+    assert fake_hub.asked == [("user/water", False)]
+    with pytest.raises(UserError, match=r"lacks 1 of \d+ files of its parameters"):
+        fmbseg_jax.load(cut)
+
+
+def test_flipped_bytes_are_noticed(copy):
+    """Of each file of the parameters some bytes are flipped: never other numbers in silence."""
+    expected = exported.read_model(copy)["params"]["hash"]
+    files = [path for path in (copy / "params").rglob("*") if path.is_file()]
+    noticed = 0
+    for path in files:
+        before = path.read_bytes()
+        for place in (len(before) // 2, len(before) - 1):
+            damaged = bytearray(before)
+            damaged[place] ^= 0xFF
+            path.write_bytes(damaged)
+            try:
+                params = fmbseg_jax.load(copy).dense.params["aligner"]
+                assert exported.digest(params) == expected
+            except UserError as error:
+                assert "damaged" in str(error) or "another architecture" in str(error)
+                noticed += 1
+        path.write_bytes(before)
+    assert noticed
+    fmbseg_jax.load(copy)
+
+
+def test_the_card_and_the_facts(world, tmp_path):
+    """As train.py writes them."""
+    from fmbseg_jax.card import model_card
+
+    folder = save_aligner(tmp_path / "export", world.root)
+    model = exported.read_model(folder)
+    model["vision"]["source"] = "facebook/dinov2-base"
+    card = model_card(model)
+    header = card.split("---\n")[1]
+    assert "pipeline_tag: image-segmentation" in header
+    assert "base_model:\n- facebook/dinov2-base\n" in header
+    assert model["vision"]["hash"] in card
+    assert "sky, grass" in card
+
+
+HOSTILE = {
+    "no JSON": "{",
+    "deep": "[" * 100_000,
+    "a list": "[]",
+    "code": "{\"aligner\": \"__import__('os').system('touch hacked')\"}",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_model_json_is_refused(copy, text):
+    (copy / "model.json").write_text(text)
+    with pytest.raises(UserError, match="is not the model.json of an export"):
+        fmbseg_jax.load(copy)
+
+
+SIZES = {"kind": "mlp", "output": 24, "mlp_ratio": 2, "heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"aligner": SIZES | {"kind": "os.system"}}, "is not a kind"),
+        ({"aligner": SIZES | {"output": 10**12}}, "another architecture"),
+        ({"aligner": SIZES | {"output": "24"}}, "aligner.output is no positive number"),
+        ({"aligner": SIZES | {"name": "x"}}, "with its sizes"),
+        ({"vision": {"source": ["/etc"], "hash": "x"}}, "vision.source is no string"),
+        ({"vision": {"source": "../../etc", "hash": "x"}}, "No (model at|weights in)"),
+        ({"words": [1, 2]}, "'words' are not strings"),
+        ({"params": {"hash": "x", "files": {"../../../etc/passwd": 1}}}, "lacks 1 of 1 files"),
+        ({"params": []}, "'params' is not"),
+        ({"config": {"eval.window": "70"}}, "eval.window = '70'; expected a int"),
+        ({"config": {"eval.template": "/etc/passwd"}}, "names a file of templates"),
+        ({"config": {"eval.short_side": -1}}, "eval.short_side is a positive number"),
+        ({"config": {"eval.__class__": "x", "models.clip": "x"}}, None),
+    ],
+)
+def test_hostile_facts_do_nothing(copy, changes, message):
+    model = json.loads((copy / "model.json").read_text())
+    if "config" in changes:
+        changes = {"config": model["config"] | changes["config"]}
+    (copy / "model.json").write_text(json.dumps(model | changes))
+    before = {path: path.stat().st_mtime_ns for path in copy.parent.rglob("*")}
+    if message is None:
+        fmbseg_jax.load(copy)
+    else:
+        with pytest.raises(UserError, match=message):
+            fmbseg_jax.load(copy)
+    assert before == {path: path.stat().st_mtime_ns for path in copy.parent.rglob("*")}
+
+
+class Pickled:
+    def __reduce__(self):
+        return (open, ("hacked", "w"))
+
+
+def test_no_pickle_is_run(world, tmp_path, monkeypatch):
+    """An encoder's pytorch_model.bin that would run code is refused; safetensors come first."""
+    import pickle
+
+    monkeypatch.chdir(tmp_path)
+    save_dinov2(tmp_path / "dinov2", width=48, image=70, patch=14)
+    (tmp_path / "dinov2" / "pytorch_model.bin").write_bytes(pickle.dumps(Pickled(), 2))
+    encoders.load_vision(str(tmp_path / "dinov2"))
+    (tmp_path / "dinov2" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="is refused or damaged"):
+        encoders.load_vision(str(tmp_path / "dinov2"))
+    assert not (tmp_path / "hacked").exists()
