@@ -1,6 +1,6 @@
 """COCO-Stuff with base-size encoders, for one small GPU. As configs/coco_stuff.py otherwise.
 
-    python -m labelling --config=configs/coco_stuff_base.py --workdir=work/coco_stuff_base
+python -m labelling --config=configs/coco_stuff_base.py --workdir=work/coco_stuff_base
 """
 
 from configs.coco_stuff import get_config as paper

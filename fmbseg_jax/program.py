@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -97,6 +98,8 @@ def _parse_flags(arguments: list[str]) -> list[str]:
                 raise UserError(_missing(name))
         if "config" in flags.FLAGS:
             flags.FLAGS.config.validate()
+    except BrokenPipeError:  # `--help | head`: nobody reads on
+        os._exit(0)
     except flags.UnrecognizedFlagError as error:
         raise UserError(_unknown_flag(error.flagname)) from None
     except flags.Error as error:

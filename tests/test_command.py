@@ -1,6 +1,7 @@
 """The command line: `fmbseg`, every --help, wrong flags, config files and their fields."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -59,6 +60,15 @@ def test_help_says_what_is_read_and_written_with_an_example(command):
     assert "Traceback" not in output
     assert re.search(f"^    ({command}|python -m {module})( |$)", output, re.MULTILINE), output
     assert re.search(r"\b[Rr]eads\b", output) and re.search(r"\b[Ww]rites\b", output), output
+
+
+def test_help_may_be_cut_off():
+    reader, writer = os.pipe()
+    os.close(reader)  # as by `| head`, at once
+    command = [sys.executable, "-m", "fmbseg_jax", "segment", "--help"]
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert result.stderr == ""
 
 
 @pytest.mark.parametrize("file", ["train", "evaluate"])
