@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
@@ -15,11 +17,12 @@ if "network" not in sys.argv and "PYTEST_XDIST_WORKER" not in os.environ:  # not
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # What one test or program has compiled, another need not; both pytest workers share it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="fmbseg_compiled_"))
-os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["FMBSEG_CACHE"] = tempfile.mkdtemp(prefix="fmbseg_cache_")
 
 import pytest  # noqa: E402
+import zygote  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 _PURE = ["models.transformer", "models.positions", "models.encoders", "models.aligner"]
@@ -102,19 +105,50 @@ def program(*arguments) -> list[str]:
     return [*first, *map(str, arguments)]
 
 
-def run(*arguments, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
-    """Runs a program to its end; its output is text, standard error included."""
-    one_device = {"XLA_FLAGS": "", **environment}
-    result = subprocess.run(
-        program(*arguments),
-        cwd=ROOT,
-        env=os.environ | one_device,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert not check or result.returncode == 0, result.stdout
-    return result
+def start(
+    *arguments, fresh: bool = False, stdout=subprocess.PIPE, **environment: str
+) -> subprocess.Popen[str]:
+    """Starts a program, on one device; its output is text, standard error included.
+
+    Args:
+      fresh: in an interpreter of its own, as users do; otherwise by zygote.py, seconds sooner.
+    """
+    fresh = fresh or not environment.keys() <= zygote.LATE or sys.platform != "linux"
+    popen = subprocess.Popen if fresh else zygote.Popen
+    return popen(
+        program(*arguments), cwd=ROOT, env=os.environ | {"XLA_FLAGS": "", **environment},
+        stdout=stdout, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def run(
+    *arguments, check: bool = True, fresh: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program to its end, as `start` starts it."""
+    process = start(*arguments, fresh=fresh, **environment)
+    try:
+        output, _ = process.communicate(timeout=_LIMIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(f"It hangs: {process.args}\n{process.communicate()[0]}") from None
+    assert not check or process.returncode == 0, output
+    return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+
+def wait_until(holds: Callable[[], bool], process: subprocess.Popen) -> bool:
+    """Waits until `holds()`; False if the process has ended before."""
+    limit = time.monotonic() + _LIMIT
+    while process.poll() is None:
+        if holds():
+            return True
+        if time.monotonic() > limit:
+            process.kill()
+            raise AssertionError(f"It hangs: {process.args}")
+        time.sleep(0.002)
+    return False
+
+
+_LIMIT = 600  # s; what takes so long has stopped for ever
 
 
 _LONGEST = [  # modules of minutes come first, so that both workers end at about the same time

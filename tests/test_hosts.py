@@ -9,8 +9,8 @@ import subprocess
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, program, run
-from test_restarts import begin, lines, params, start, wait_for
+from conftest import ROOT, program, run, start
+from test_restarts import begin, lines, params, wait_for
 
 from fmbseg_jax import checkpoint, sharding
 from fmbseg_jax.errors import UserError

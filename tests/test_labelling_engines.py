@@ -6,10 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+import zygote
+from conftest import wait_until
 from labelling_tiny import CONFIG, WORDS, picture, save_sam
 from models import save_clip
 from PIL import Image
@@ -40,15 +41,16 @@ def world(tmp_path_factory):
     for i in range(18):
         Image.fromarray(picture(150, 200, i)).save(world / "images" / f"{i:02d}.png")
     (world / "images" / "05.jpg").write_text("damaged")
-    start(world, "alone").wait()
+    start(world, "alone", fresh=True).wait()
     assert len(shards(world, "alone")) == 7
     return world
 
 
-def start(world, workdir, *flags, **options):
+def start(world, workdir, *flags, fresh=False, **options):
+    popen = subprocess.Popen if fresh or "--engine=ray" in flags else zygote.Popen
     flags = "--config.label.sam.points_per_side=8", f"--workdir={world / workdir}", *flags
     command = [sys.executable, "-m", "labelling", f"--config={world}/config.py", *flags]
-    return subprocess.Popen(command, env=ENVIRONMENT, text=True, cwd=ROOT, **options)
+    return popen(command, env=ENVIRONMENT, text=True, cwd=ROOT, **options)
 
 
 def finish(process):
@@ -87,15 +89,17 @@ def descendants(pid):
 
 def kill_one(process, pattern, folder):
     """kill -9 of a process below one whose command matches, once a shard is being written."""
-    while process.poll() is None:
-        if any(folder.glob("*.incomplete")) and any(folder.glob("*.tfrecord-*-of-*[0-9]")):
-            mine = descendants(process.pid)
-            found = [p for p, _, name in processes() if p in mine and re.search(pattern, name)]
-            if found:
-                os.kill(found[-1], signal.SIGKILL)
-                return
-        time.sleep(0.01)
-    raise AssertionError("it ended before a worker could be killed")
+
+    def workers():
+        if not any(folder.glob("*.incomplete")) or not any(folder.glob("*.tfrecord-*-of-*[0-9]")):
+            return []
+        mine = descendants(process.pid)
+        return [p for p, _, name in processes() if p in mine and re.search(pattern, name)]
+
+    found = []
+    begun = wait_until(lambda: found.extend(workers()) or found, process)
+    assert begun, "it ended before a worker could be killed"
+    os.kill(found[-1], signal.SIGKILL)
 
 
 @pytest.mark.parametrize("kill", [False, True])
@@ -158,9 +162,8 @@ def test_strict_stops_all(world):
 def at_work(world, name):
     """A run that has begun to write a shard."""
     process = captured(world, name)
-    while not any((world / name / "pseudo_labels").glob("*.incomplete")):
-        assert process.poll() is None
-        time.sleep(0.01)
+    begun = (world / name / "pseudo_labels").glob
+    assert wait_until(lambda: any(begun("*.incomplete")), process)
     return process
 
 
@@ -301,9 +304,8 @@ def test_figures_come_while_it_labels(world):
     workdir = world / "drawn"
     process = captured(world, workdir, "--figures=2")
     pictures = [workdir / "figures" / "labelling" / f"{i:02d}.png.png" for i in (0, 1)]
-    while not all(path.exists() for path in pictures):
-        assert process.poll() is None, "they come before the end"
-        time.sleep(0.01)
+    drawn = wait_until(lambda: all(path.exists() for path in pictures), process)
+    assert drawn, "they come before the end"
     assert len(list((workdir / "pseudo_labels").glob("*.tfrecord-*-of-*[0-9]"))) < 7
     finish(process)
     for path in pictures:

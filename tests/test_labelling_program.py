@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 import torch
+import zygote
+from conftest import wait_until
 from labelling_tiny import CONFIG, WORDS, picture, run, save_sam
 from models import save_clip
 from PIL import Image
@@ -213,6 +215,10 @@ def _command(world, workdir, *flags):
     return [sys.executable, "-m", "labelling", *flags]
 
 
+def _start(world, workdir, *flags, popen=zygote.Popen):
+    return popen(_command(world, workdir, *flags), env=ENVIRONMENT)
+
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
@@ -229,7 +235,7 @@ def undisturbed(models, tmp_path_factory):
         Image.fromarray(picture(150, 200, i)).save(world / "images" / f"{i:02d}.png")
     (world / "images" / "05.jpg").write_text("damaged")
     flags = ["--config.label.sam.points_per_side=8", "--config.label.images_per_shard=5"]
-    subprocess.run(_command(world, "whole", *flags), env=ENVIRONMENT, check=True)
+    assert _start(world, "whole", *flags).wait(timeout=300) == 0
     return world, flags
 
 
@@ -239,17 +245,18 @@ def test_kill_and_run_again(undisturbed, shards_done, capfd):
     world, flags = undisturbed
     workdir = f"killed-{shards_done}"
     folder = world / workdir / "pseudo_labels"
-    process = subprocess.Popen(_command(world, workdir, *flags), env=ENVIRONMENT)
+    process = _start(world, workdir, *flags)
     done = "pseudo_labels-train.tfrecord-*-of-00005"
-    while not folder.is_dir() or len(list(folder.glob(done))) < shards_done:
-        assert process.poll() is None
-        time.sleep(0.002)
+    assert wait_until(
+        lambda: folder.is_dir() and len(list(folder.glob(done))) >= shards_done, process
+    )
     time.sleep(random.Random(shards_done).uniform(0, 0.1))
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = len(list(folder.glob(done)))
     assert not (folder / "dataset_info.json").exists() or before == 5
-    subprocess.run(_command(world, workdir, *flags), env=ENVIRONMENT, check=True)
+    again = _start(world, workdir, *flags, popen=subprocess.Popen)
+    assert again.wait(timeout=300) == 0
     assert shards(world, workdir) == shards(world, "whole")
     assert (folder / "skipped.tsv").read_text() == (
         world / "whole/pseudo_labels/skipped.tsv"

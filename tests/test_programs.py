@@ -1,15 +1,13 @@
 """The programs as people run them: killed in the middle, run again, given bad input."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, program, run
+from conftest import run, start, wait_until
 from PIL import Image
 
 from fmbseg_jax import config, evaluation
@@ -20,17 +18,11 @@ from fmbseg_jax.errors import UserError
 
 def killed(until, *arguments, **environment):
     """Starts a program, kills it with -9 once `until()` holds; False if it was done before."""
-    process = subprocess.Popen(
-        program(*arguments), cwd=ROOT, env=os.environ | {"XLA_FLAGS": "", **environment},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    while process.poll() is None:
-        if until():
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            return True
-        time.sleep(0.002)
-    return False
+    process = start(*arguments, stdout=subprocess.DEVNULL, **environment)
+    if found := wait_until(until, process):
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +58,7 @@ def test_features_continue_after_a_kill(done, world, tmp_path):
             ),
             *command,
         )
-    run(*command)
+    run(*command, fresh=True)
     expected = tfrecord.find_shards(done / "features")
     for ours, theirs in zip(tfrecord.find_shards(tmp_path / "features"), expected, strict=True):
         assert ours.read_bytes() == theirs.read_bytes()
@@ -84,7 +76,7 @@ def test_training_continues_after_a_kill(done, world, tmp_path):
     checkpoints = tmp_path / "checkpoints"
     assert killed(lambda: (checkpoints / "3").exists(), *command)
     assert not (tmp_path / "export").exists()
-    output = run(*command).stdout
+    output = run(*command, fresh=True).stdout
     assert "The aligner is in" in output
     expected, ours = (_log(folder) for folder in (done, tmp_path))
     assert [line["step"] for line in ours] == [line["step"] for line in expected]
@@ -117,7 +109,7 @@ def test_evaluation_continues_after_a_kill(done, world, tmp_path):
     there = counted(tmp_path)
     with open(tmp_path / "evaluation/counts/test/aligner.0.jsonl", "a") as file:
         file.write('{"image": "cut sho')  # as a kill in the middle of a line leaves it
-    output = run(*command).stdout
+    output = run(*command, fresh=True).stdout
     assert f"{len(there) - 1}/5" in output  # not counted again
     assert counted(tmp_path)[: len(there)] == there
     assert results(tmp_path) == results(done)
@@ -222,7 +214,7 @@ def test_drawing_scenes_continues_after_a_kill(tmp_path):
     command = ["toyworld", f"--out={tmp_path / 'toy'}", "--scenes=12"]
     for files in (1, 7, 20):
         killed(lambda n=files: len(list((tmp_path / "toy").rglob("*.png"))) >= n, *command)
-    run(*command)
+    run(*command, fresh=True)
     for split in ("train", "validation", "test"):
         names = [f"{split}_{i:06d}.png" for i in range(12)]
         for kind in ("images", "labels"):

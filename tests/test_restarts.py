@@ -1,7 +1,6 @@
 """Runs that stop: killed, told to, by a full disk, by a loss that diverges; and go on elsewhere."""
 
 import json
-import os
 import random
 import re
 import shutil
@@ -12,7 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, program, run
+from conftest import run, start, wait_until
 
 from fmbseg_jax import checkpoint
 
@@ -37,13 +36,6 @@ def begin(workdir, with_features):
     return workdir
 
 
-def start(*arguments, stdout=subprocess.PIPE, **environment):
-    return subprocess.Popen(
-        program(*arguments), cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""} | environment,
-        stdout=stdout, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-
-
 def lines(workdir):
     path = workdir / "metrics" / "train.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -51,9 +43,8 @@ def lines(workdir):
 
 def wait_for(process, workdir, step):
     """Returns when the run has logged a step."""
-    while process.poll() is None and not any(line["step"] >= step for line in lines(workdir)):
-        time.sleep(0.01)
-    assert process.poll() is None, process.stdout.read()
+    logged = wait_until(lambda: any(line["step"] >= step for line in lines(workdir)), process)
+    assert logged, process.stdout.read()
 
 
 def params(workdir):
@@ -172,9 +163,8 @@ def test_a_full_disk_stops_nothing(long, with_features, world, tmp_path):
             r"ERROR: a checkpoint could not be saved in .*No space left on device. Make room.\n"
             r"The last good one is of step \d+; the training goes on"
         )
-        while process.poll() is None and not told.search((tmp_path / "output").read_text()):
-            time.sleep(0.05)
-        assert process.poll() is None, (tmp_path / "output").read_text()
+        said = wait_until(lambda: told.search((tmp_path / "output").read_text()), process)
+        assert said, (tmp_path / "output").read_text()
         fill.unlink()
         assert process.wait(timeout=120) == 0, (tmp_path / "output").read_text()
         assert_identical(disk, long)
