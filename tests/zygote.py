@@ -21,6 +21,7 @@ import runpy
 import socket
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -121,9 +122,12 @@ def serve(control: socket.socket) -> dict[str, Any] | None:
         read, write = os.pipe()
         between = os.fork()  # its end makes the program an orphan, which pytest adopts
         if not between:
+            parent = os.getpid()
             if pid := os.fork():
                 os.write(write, str(pid).encode())
                 os._exit(0)
+            while os.getppid() == parent:
+                time.sleep(0.0005)
             for number, stream in enumerate(streams):
                 os.dup2(stream, number)
             for other in (*streams, read, write, control.detach()):
@@ -140,7 +144,8 @@ def become(request: dict[str, Any]) -> None:
     import numpy as np
 
     os.chdir(request["folder"])
-    os.environ.clear()
+    for name in LATE:  # the others are the same, or were set by a library
+        os.environ.pop(name, None)
     os.environ.update(request["environment"])
     sys.orig_argv, sys.argv = request["arguments"], request["arguments"][1:]
     sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())
@@ -152,7 +157,7 @@ def become(request: dict[str, Any]) -> None:
         sys.path[0] = os.getcwd()
         runpy._run_module_as_main(name)
     else:
-        path = Path(sys.argv[0])
+        path = Path(sys.argv[0]).absolute()
         sys.path[0] = str(path.resolve().parent)
         main.__dict__.update(__file__=str(path), __builtins__=__builtins__)
         exec(compile(path.read_bytes(), path, "exec"), main.__dict__)
