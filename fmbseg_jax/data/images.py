@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import platform
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath, PurePosixPath
 from typing import Any
@@ -201,5 +202,6 @@ def write_atomically(path: epath.PathLike, data: bytes) -> None:
 
 
 def incomplete(path: epath.Path) -> epath.Path:
-    """The name of a file while this process writes it."""
-    return path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.incomplete")
+    """The name of a file while this thread writes it."""
+    writer = f"{platform.node()}-{os.getpid()}-{threading.get_ident()}"
+    return path.with_name(f"{path.name}.{writer}.incomplete")

@@ -1,0 +1,106 @@
+"""Program: a web page on which any image is segmented by any words.
+
+    python -m fmbseg_jax.app --model=EXPORT
+    python -m fmbseg_jax.app --model=work/toy/export --examples=data/toy/test/images
+
+Reads the aligner at EXPORT (the export/ folder of a work folder, or an id of the Hugging Face hub),
+and, as examples, the first images of a folder. Prints the address to open. Drop an image, type
+words; click a word in the legend for its similarity; download the label map. What people upload and
+get lies in a folder of its own, which goes when the program ends; nothing else is written.
+
+It listens to this machine alone, unless --host says otherwise; it has no login. It needs Gradio:
+pip install "fmbseg-jax[app]".
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import threading
+from pathlib import Path
+
+from absl import flags
+
+from fmbseg_jax import exported, program, vocabulary
+from fmbseg_jax.answers import Answers
+from fmbseg_jax.data import images
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.loading import load
+
+_EXAMPLE = (__doc__ or "").split("\n\n")[1]
+_EXAMPLES = 12
+_WORDS = 20  # of the training's, that stand in the box at first
+
+
+def main() -> None:
+    if not FLAGS.model:
+        raise UserError(f"--model is missing. For example:\n{_EXAMPLE}")
+    with tempfile.TemporaryDirectory(prefix="fmbseg_page_") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # read when Gradio is imported
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        _serve(Path(folder))
+
+
+def _serve(folder: Path) -> None:
+    from fmbseg_jax import page  # Gradio, after its environment is set
+
+    model = exported.read_model(exported.locate(FLAGS.model))
+    words = vocabulary.parse_words(FLAGS.words) if FLAGS.words else tuple(model["words"][:_WORDS])
+    examples = []
+    if FLAGS.examples:
+        names = images.find_images(FLAGS.examples)[:_EXAMPLES]
+        examples = [Path(FLAGS.examples).resolve() / name for name in names]
+    segmenter = load(FLAGS.model, vision=FLAGS.vision, clip=FLAGS.clip)
+    answers = Answers(segmenter, folder / "labels", FLAGS.max_megapixels * 1_000_000)
+    title = (
+        f"{Path(model['vision']['source']).name}, aligned with the text of "
+        f"{Path(model['clip']['source']).name} by {model['images']} images without labels."
+    )
+    blocks = page.build(answers, words, examples, title)
+    try:
+        _, address, _ = blocks.launch(
+            server_name=FLAGS.host,
+            server_port=FLAGS.port or None,
+            max_file_size=f"{FLAGS.max_megabytes}mb",
+            prevent_thread_lock=True,
+            share=False,
+            ssr_mode=False,
+            quiet=True,
+            footer_links=[],
+            theme=page.THEME,
+            css=page.CSS,
+        )
+    except OSError as error:
+        port = FLAGS.port or "from 7860 on"
+        raise UserError(
+            f"Port {port} of {FLAGS.host} is taken, or may not be used ({error}). Give another "
+            "--port."
+        ) from None
+    if FLAGS.host not in ("127.0.0.1", "localhost", "::1"):
+        print(f"Whoever reaches {FLAGS.host} can use this page: it has no login.")
+    print(f"The page is at {address} Ctrl-C ends it.", flush=True)
+    _wait_for_the_end()
+    blocks.close(verbose=False)
+
+
+def _wait_for_the_end() -> None:
+    """Until Ctrl-C or SIGTERM, so that what was uploaded is removed either way."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
+
+
+if __name__ == "__main__":
+    FLAGS = flags.FLAGS
+    flags.DEFINE_string("model", "", "Exported aligner: an export/ folder, or an id of the hub.")
+    flags.DEFINE_string("words", "", "Words that stand in the box at first; those of the training.")
+    flags.DEFINE_string("examples", "", "Folder of images to begin with.")
+    flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 for every machine.")
+    flags.DEFINE_integer("port", 0, "Port to listen at; 0: the first free one from 7860.")
+    flags.DEFINE_integer("max_megabytes", 30, "Largest file that can be uploaded.")
+    flags.DEFINE_integer("max_megapixels", 50, "Largest image that is looked at.")
+    flags.DEFINE_string("vision", "", "Where its vision encoder is now, if that has moved.")
+    flags.DEFINE_string("clip", "", "Where its CLIP is now, if that has moved.")
+    program.run(main)

@@ -1,0 +1,134 @@
+"""The web page, by Gradio: what is where, and what happens when something is clicked."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from fmbseg_jax.answers import Answers
+from fmbseg_jax.colours import UNLABELLED
+from fmbseg_jax.errors import UserError
+
+_AT_ONCE = 8  # people whose questions are answered at once; they meet at the accelerator only
+_KEPT = 3600  # seconds for which uploads and results stay on disk
+_FONT = ["ui-sans-serif", "system-ui", "sans-serif"]  # none is fetched from elsewhere
+THEME = gr.themes.Soft(font=_FONT, font_mono=["ui-monospace", "monospace"])
+CSS = """
+#legend .token { cursor: pointer }
+#image img, #result img, #similarity img { width: 100%; height: 100%; object-fit: contain }
+footer { display: none !important }
+"""
+_BACKGROUND = "(background)"
+
+
+def build(
+    answers: Answers, words: Sequence[str], examples: Sequence[Path], title: str
+) -> gr.Blocks:
+    """The page.
+
+    Args:
+      words: those that stand in the box at first.
+      examples: images to begin with.
+      title: what is said of the model.
+    """
+    with gr.Blocks(title="FMbSeg", analytics_enabled=False, delete_cache=(_KEPT, _KEPT)) as page:
+        gr.Markdown(f"## Segment any image by any words\n{title}")
+        with gr.Row():
+            with gr.Column():
+                upload = gr.Image(
+                    label="Image", sources=["upload", "clipboard"], height=380, elem_id="image"
+                )
+                # The file as it was uploaded: Gradio would decode it, whatever its size.
+                upload.preprocess = lambda file: file.path if file else None  # type: ignore
+                typed = gr.Textbox(
+                    ", ".join(words), lines=2, label="Words", elem_id="words",
+                    info="Separated by commas. Several names of one class: sofa;couch",
+                )  # fmt: skip
+                button = gr.Button("Segment", variant="primary", elem_id="segment")
+                opacity = gr.Slider(0, 1, 0.6, step=0.05, label="Opacity", elem_id="opacity")
+                threshold = gr.Slider(
+                    0, 1, 0, step=0.01, label="Background", elem_id="threshold",
+                    info="Pixels less similar than this to every word are background; 0: none are.",
+                )  # fmt: skip
+            with gr.Column():
+                result = gr.Image(
+                    label="Segmentation", format="png", height=380, elem_id="result",
+                    buttons=["download", "fullscreen"], interactive=False,
+                )  # fmt: skip
+                legend = gr.HighlightedText(
+                    label="Words found: click one for its similarity", elem_id="legend",
+                    show_legend=False, show_inline_category=False,
+                )  # fmt: skip
+                download = gr.DownloadButton(
+                    "Label map (PNG)", interactive=False, elem_id="download", size="sm"
+                )
+                similarity = gr.Image(
+                    label="Similarity", format="png", height=380, elem_id="similarity",
+                    buttons=["download", "fullscreen"], interactive=False, visible=False,
+                )  # fmt: skip
+        if examples:
+            gr.Examples([[str(path)] for path in examples], [upload], label="Examples")
+
+        inputs, outputs = [upload, typed, opacity, threshold], [result, legend, download]
+        show = _messages(lambda *given: _show(answers, *given))
+        for event in (button.click, typed.submit):
+            event(show, inputs, outputs, concurrency_limit=_AT_ONCE, api_name="segment")
+        again = _messages(lambda path, *given: _show(answers, path, *given) if path else _NOTHING)
+        for event in (upload.change, opacity.release, threshold.release):
+            event(again, inputs, outputs, concurrency_limit=_AT_ONCE, api_visibility="private")
+
+        def clicked(event: gr.SelectData, path: str | None) -> Any:
+            return _similarity(answers, path, event.value[1])
+
+        legend.select(
+            _messages(clicked), [upload], [similarity],
+            concurrency_limit=_AT_ONCE, api_visibility="private",
+        )  # fmt: skip
+    return page
+
+
+_NOTHING = (None, None, None)
+
+
+def _show(
+    answers: Answers, path: str | None, words: str, opacity: float, threshold: float
+) -> tuple[np.ndarray, Any, Any]:
+    """Values of the picture, the legend and the button that downloads the label map."""
+    found = answers.segment(path, words, opacity, threshold)
+    named: list[tuple[str, str | float | None]] = [
+        (f"{word} {share:.0%}", word) for word, share in found.shares.items()
+    ]
+    if found.background:
+        named.append((f"background {found.background:.0%}", _BACKGROUND))
+    grey = {_BACKGROUND: "#" + bytes(UNLABELLED).hex()}
+    return (
+        found.picture,
+        gr.HighlightedText(named, color_map=found.colours | grey),
+        gr.DownloadButton(value=found.file, interactive=True),
+    )
+
+
+def _similarity(answers: Answers, path: str | None, word: str) -> Any:
+    if word == _BACKGROUND:
+        raise UserError("The background has no similarity of its own: click a word.")
+    picture, low, high = answers.similarity(path, word)
+    label = f"Similarity with “{word}”: {low:.2f} (dark) to {high:.2f} (bright)"
+    return gr.Image(picture, label=label, visible=True)
+
+
+def _messages(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, with errors of the user shown as messages on the page."""
+
+    @functools.wraps(answer)
+    def answered(*given: Any) -> Any:
+        try:
+            return answer(*given)
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    return answered

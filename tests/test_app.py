@@ -1,0 +1,305 @@
+"""The web page in a real browser: what people do, what they do wrong, several of them at once."""
+
+import contextlib
+import io
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import run, start
+from models import save_aligner
+from PIL import Image
+
+import fmbseg_jax
+from fmbseg_jax.answers import Answers, split
+from fmbseg_jax.data import images, label_maps
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.vocabulary import IGNORE
+
+BROWSERS = "chromium", "chromium-browser", "google-chrome"
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason=f"needs a browser: one of {', '.join(BROWSERS)} (apt install chromium)"
+)
+OFFLINE = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def export(world, tmp_path_factory):
+    return save_aligner(tmp_path_factory.mktemp("app") / "export", world.root)
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    coarse = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    Image.fromarray(images.resize(coarse, (90, 120))).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=OFFLINE)
+        yield browser
+        browser.close()
+
+
+@contextlib.contextmanager
+def served(*arguments):
+    """The program at work; yields the address that it prints."""
+    command = ("fmbseg_jax.app", *arguments)
+    process = start(*command, stdout=subprocess.PIPE, fresh=True)
+    try:
+        said = ""
+        while not (found := re.search(r"http://\S+", said)):
+            line = process.stdout.readline()
+            assert line, f"the program ended: {said}"
+            said += line
+        yield found[0]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def address(export, photo):
+    limits = ["--max_megabytes=1", "--max_megapixels=1"]
+    with served(f"--model={export}", f"--examples={photo.parent}", *limits) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser, address):
+    page = browser.new_page()
+    page.set_default_timeout(30_000)
+    page.goto(address)
+    page.wait_for_selector("#segment")
+    yield page
+    page.close()
+
+
+def upload(page, path):
+    page.set_input_files("#image input[type=file]", path)
+
+
+def picture(page, where):
+    """The pixels of a picture on the page, once it is there."""
+    source = page.locator(f"#{where} img").get_attribute("src")
+    data = page.request.get(source).body()
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def message(page):
+    """What the page says is wrong."""
+    toast = page.locator(".toast-body").last
+    toast.wait_for()
+    return toast.inner_text()
+
+
+@needs_browser
+def test_from_an_image_to_a_label_map(page, export, photo, tmp_path):
+    page.fill("#words textarea", "sky, moon, sofa;couch")
+    upload(page, photo)
+    page.wait_for_selector("#result img")
+    image, words = images.decode(photo.read_bytes()), ["sky", "moon", "sofa;couch"]
+    assert picture(page, "result").shape == image.shape
+    with page.expect_download() as download:
+        page.click("#download")
+    download.value.save_as(tmp_path / "labels.png")
+    segmenter = fmbseg_jax.load(export)
+    expected = segmenter.segment(image, words)
+    found = label_maps.read(tmp_path / "labels.png", 3)
+    np.testing.assert_array_equal(found, expected)
+
+    legend = page.locator("#legend .token")
+    assert legend.count() == 3
+    largest = words[np.bincount(expected.ravel(), minlength=3).argmax()]
+    assert re.fullmatch(rf"{largest} \d+%", legend.first.inner_text())
+    legend.first.click()
+    page.wait_for_selector("#similarity img")
+    heat = picture(page, "similarity").astype(float).mean(-1)
+    similarity = segmenter.similarities(image, [largest])[..., 0]
+    assert np.corrcoef(heat.ravel(), similarity.ravel())[0, 1] > 0.5
+    label = page.locator("#similarity label").first.inner_text()
+    assert f"{similarity.min():.2f} (dark) to {similarity.max():.2f} (bright)" in label
+
+    before = page.locator("#result img").get_attribute("src")
+    page.fill("#words textarea", "sky, moon, grass")
+    page.click("#segment")
+    page.wait_for_function(f"document.querySelector('#result img').src != '{before}'")
+    assert "grass" in " ".join(legend.all_inner_texts())
+
+
+@needs_browser
+def test_sliders_and_examples(page, photo):
+    page.fill("#words textarea", "sky, moon")
+    page.locator(".gallery-item, .gallery button").first.click()
+    page.wait_for_selector("#result img")
+
+    def slide(where, value):
+        before = page.locator("#result img").get_attribute("src")
+        box = page.locator(f"#{where} input[type=number]")
+        box.fill(str(value))
+        box.press("Enter")
+        box.blur()
+        page.wait_for_function(f"document.querySelector('#result img').src != '{before}'")
+
+    slide("opacity", 0)
+    image = images.decode(photo.read_bytes())
+    same = np.all(picture(page, "result") == image, axis=-1)
+    assert same.mean() > 0.8  # all but the lines between words
+    slide("opacity", 1)
+    assert len(np.unique(picture(page, "result").reshape(-1, 3), axis=0)) <= 6
+    slide("threshold", 0.99)
+    page.wait_for_selector("text=background 100%")
+    page.locator("#legend .token").last.click()
+    assert "click a word" in message(page)
+
+
+@needs_browser
+def test_wrong_input_gets_a_message(page, photo, tmp_path):
+    page.click("#segment")
+    assert "Drop an image on the page first" in message(page)
+    (tmp_path / "fake.png").write_text("no image")
+    upload(page, tmp_path / "fake.png")
+    page.wait_for_selector("text=This file is no image that can be read")
+    for words, expected in {
+        "sky, Sky": "'Sky', is word 1 again",
+        " , ,": "Type some words, separated by commas",
+        ",".join(map(str, range(501))): "That are 501 words",
+    }.items():
+        page.fill("#words textarea", words)
+        page.reload()
+        page.wait_for_selector("#segment")
+        upload(page, photo)
+        page.wait_for_selector("#result img")
+        page.fill("#words textarea", words)
+        page.click("#segment")
+        page.wait_for_selector(f"text={expected}")
+    assert "Traceback" not in page.content()
+
+
+@needs_browser
+def test_uploads_are_limited(page, tmp_path):
+    Image.new("RGB", (1500, 900), "red").save(tmp_path / "wide.png")  # 1.35 megapixels, 4 kB
+    upload(page, tmp_path / "wide.png")
+    page.wait_for_selector("text=has 1500 x 900 pixels; this page takes up to 1 million")
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")  # 1.5 MB
+    page.reload()
+    page.wait_for_selector("#segment")
+    upload(page, tmp_path / "noise.png")
+    assert "size" in message(page).lower()
+    assert page.locator("#result img").count() == 0
+
+
+@needs_browser
+def test_the_page_needs_nothing_from_elsewhere(browser, address):
+    page, asked = browser.new_page(), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    page.wait_for_selector("#segment")
+    page.close()
+    scripts = [url for url in asked if not url.startswith((address, "data:", "blob:"))]
+    assert scripts == []
+
+
+def test_it_listens_to_this_machine_alone(address):
+    host, port = re.fullmatch(r"http://([\d.]+):(\d+)/?", address).groups()
+    assert host == "127.0.0.1"
+    with open("/proc/net/tcp") as table:
+        listening = [line.split()[1] for line in table.readlines()[1:] if line.split()[3] == "0A"]
+    assert [a for a in listening if int(a.split(":")[1], 16) == int(port)] == [
+        f"0100007F:{int(port):04X}"
+    ]
+
+
+@needs_browser
+def test_people_do_not_wait_for_each_other(browser, photo, tmp_path):
+    """Two questions are answered only when both are being worked on at once."""
+    from fmbseg_jax import page as pages
+
+    both = threading.Barrier(2)
+
+    class Slow(Answers):
+        def segment(self, *given):
+            both.wait(timeout=30)
+            return super().segment(*given)
+
+    class Constant:
+        def segment(self, image, words, background):
+            return np.zeros(image.shape[:2], np.int32)
+
+    blocks = pages.build(Slow(Constant(), tmp_path, 10**6), ["sky"], [], "")
+    _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    try:
+        visitors = [browser.new_page() for _ in range(2)]
+        for visitor in visitors:
+            visitor.goto(address)
+            visitor.wait_for_selector("#segment")
+        for visitor in visitors:
+            upload(visitor, photo)
+        for visitor in visitors:
+            visitor.wait_for_selector("#result img")
+            visitor.close()
+    finally:
+        blocks.close()
+
+
+def test_nothing_is_left_behind(export, tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    with served(f"--model={export}") as address, contextlib.suppress(OSError):
+        host, port = address.removeprefix("http://").rstrip("/").split(":")
+        socket.create_connection((host, int(port)), 5).close()
+        made = list((tmp_path / "tmp").glob("fmbseg_page_*"))
+        assert made
+    deadline = time.monotonic() + 10
+    while list((tmp_path / "tmp").glob("fmbseg_page_*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not list((tmp_path / "tmp").glob("fmbseg_page_*"))
+
+
+def test_answers(export, photo, tmp_path):
+    answers = Answers(fmbseg_jax.load(export), tmp_path, 10**6)
+    image = images.decode(photo.read_bytes())
+    found = answers.segment(str(photo), "sky\nmoon,", 0.5, 0.0)
+    assert found.picture.shape == image.shape
+    assert sum(found.shares.values()) == pytest.approx(1)
+    assert found.background == 0
+    assert list(found.shares.values()) == sorted(found.shares.values(), reverse=True)
+    assert set(found.colours) == {"sky", "moon"}
+    all_background = answers.segment(str(photo), "sky", 0.5, 0.999)
+    assert all_background.background == 1
+    assert np.all(label_maps.read(all_background.file, 1) == IGNORE)
+    assert split("a, b\n c;d ,,") == ("a", "b", "c;d")
+    bomb = tmp_path / "bomb.png"
+    Image.new("1", (30_000, 30_000)).save(bomb)  # 900 megapixels in 110 kB
+    with pytest.raises(UserError, match="no image that can be read|takes up to 1 million"):
+        answers.segment(str(bomb), "sky", 0.5, 0.0)
+
+
+def test_app_errors(export, tmp_path):
+    def error(*arguments):
+        result = run("fmbseg_jax.app", *arguments, check=False)
+        assert result.returncode == 1
+        assert "Traceback" not in result.stdout
+        return result.stdout
+
+    assert "--model is missing" in error()
+    assert "is no exported aligner" in error(f"--model={tmp_path}")
+    assert "No folder of images at" in error(f"--model={export}", "--examples=nowhere")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert "is taken" in error(f"--model={export}", f"--port={port}")
