@@ -1,6 +1,5 @@
 """The command line: `fmbseg`, every --help, wrong flags, config files and their fields."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -46,9 +45,7 @@ def test_an_unknown_program_is_answered_with_the_nearest():
 
 
 COMMANDS = {
-    f"fmbseg {name}": (module, ["fmbseg_jax", name])
-    for name, (module, _) in PROGRAMS.items()
-    if importlib.util.find_spec(module)
+    f"fmbseg {name}": (module, ["fmbseg_jax", name]) for name, (module, _) in PROGRAMS.items()
 }
 COMMANDS |= {f"python -m {name}": (name, [name]) for name in ("toyworld", "toyworld.pretrain")}
 
@@ -59,7 +56,7 @@ def test_help_says_what_is_read_and_written_with_an_example(command):
     output = run(*arguments, "--help", check=False).stdout
     assert "Traceback" not in output
     assert re.search(f"^    ({command}|python -m {module})( |$)", output, re.MULTILINE), output
-    assert re.search(r"\b[Rr]eads\b", output) and re.search(r"\b[Ww]rites\b", output), output
+    assert re.search(r"\b[Rr]eads\b", output) and re.search(r"\b[Ww]rit(es|ten)\b", output), output
 
 
 def test_help_may_be_cut_off():
