@@ -28,10 +28,13 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = (
-    "jax", "jax.experimental.multihost_utils", "flax.linen", "optax", "orbax.checkpoint", "grain",
-    "tensorflow_datasets", "tensorboard.summary.writer.event_file_writer", "ml_collections",
-    "ml_collections.config_flags", "etils.epath", "jaxtyping", "PIL.Image", "tqdm", "torch",
-    "transformers",
+    "jax", "jax.experimental.multihost_utils", "jaxlib.mlir.dialects.mhlo", "flax.linen", "optax",
+    "orbax.checkpoint", "grain", "tensorflow_datasets", "google_crc32c", "safetensors.numpy",
+    "tensorboard.summary.writer.event_file_writer", "ml_collections.config_flags", "jaxtyping",
+    "etils.epath", "tqdm", "PIL.ImageDraw", "PIL.ImageFont", "PIL.PngImagePlugin",
+    "PIL.JpegImagePlugin", "torch", "safetensors.torch", "transformers.models.auto",
+    "transformers.models.auto.tokenization_auto", "transformers.models.clip.modeling_clip",
+    "transformers.models.clip.tokenization_clip",
 )  # fmt: skip
 
 LATE = {"XLA_FLAGS", "PYTEST_CURRENT_TEST"}
