@@ -64,6 +64,7 @@ def _serve(folder: Path) -> None:
             server_port=FLAGS.port or None,
             max_file_size=f"{FLAGS.max_megabytes}mb",
             prevent_thread_lock=True,
+            show_error=True,
             share=False,
             ssr_mode=False,
             quiet=True,

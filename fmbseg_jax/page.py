@@ -41,10 +41,9 @@ def build(
         with gr.Row():
             with gr.Column():
                 upload = gr.Image(
-                    label="Image", sources=["upload", "clipboard"], height=380, elem_id="image"
-                )
-                # The file as it was uploaded: Gradio would decode it, whatever its size.
-                upload.preprocess = lambda file: file.path if file else None  # type: ignore
+                    label="Image", sources=["upload", "clipboard"], height=380, elem_id="image",
+                    type="filepath", image_mode=None,  # the file as it is, not yet decoded
+                )  # fmt: skip
                 typed = gr.Textbox(
                     ", ".join(words), lines=2, label="Words", elem_id="words",
                     info="Separated by commas. Several names of one class: sofa;couch",

@@ -173,7 +173,7 @@ def test_wrong_input_gets_a_message(page, photo, tmp_path):
     assert "Drop an image on the page first" in message(page)
     (tmp_path / "fake.png").write_text("no image")
     upload(page, tmp_path / "fake.png")
-    page.wait_for_selector("text=This file is no image that can be read")
+    page.wait_for_selector("text=cannot identify image file")
     for words, expected in {
         "sky, Sky": "'Sky', is word 1 again",
         " , ,": "Type some words, separated by commas",
