@@ -16,10 +16,12 @@ LAYERS = [
     "models.weights models.aligner similarity rings pairs_by_row pairs losses windows pamr sliding "
     "metrics",
     "data.pipeline patches dense text sharding preemption exported checkpoint logs",
-    "training training_data looking segmenter deployed loading evaluation systems report pictures",
+    "training training_data looking segmenter deployed answers loading evaluation systems report "
+    "pictures",
     "validation",
     "trainer",
-    "features segment train evaluate __main__",
+    "page",
+    "features segment export app train evaluate __main__",
 ]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names.split()}
 
