@@ -68,8 +68,10 @@ def label_sheet(label: PseudoLabel, words: Sequence[str], scene: Scene | None = 
         rows = [[image, whole]]
     else:
         columns = ["query points", "similarity", "1.1", "1.2", "pseudo label"]
+        blank = np.full_like(image, figures.PAPER)
         rows = [
-            [*word_pictures(image, label, scene, words, i), whole] for i in range(len(scene.found))
+            [*word_pictures(image, label, scene, words, i), whole if i == 0 else blank]
+            for i in range(len(scene.found))
         ]
     covered = np.mean(label.labels != IGNORE)
     return figures.contact_sheet(
@@ -78,6 +80,8 @@ def label_sheet(label: PseudoLabel, words: Sequence[str], scene: Scene | None = 
         words,
         title=label.filename,
         subtitle=f"{len(label.found)} words found, {covered:.0%} of the pixels labelled",
+        present=sorted({*label.found.tolist(), *np.unique(label.labels).tolist()} - {IGNORE}),
+        unlabelled=IGNORE in label.labels,
     )
 
 
