@@ -15,6 +15,8 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "network" not in sys.argv and "PYTEST_XDIST_WORKER" not in os.environ:  # not pytest -m network
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# As many workers as cores: threads that wait for each other, spinning, would double the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What one test or program has compiled, another need not; both pytest workers share it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="fmbseg_compiled_"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -152,9 +154,10 @@ _LIMIT = 600  # s; what takes so long has stopped for ever
 
 
 _LONGEST = [  # modules of minutes come first, so that both workers end at about the same time
-    "test_labelling_engines", "test_restarts", "test_training", "test_programs", "test_hosts",
-    "test_labelling_program", "test_parity", "test_real_input", "test_features", "test_pairs",
-    "test_losses", "test_toyworld",
+    "test_labelling_engines", "test_restarts", "test_hosts", "test_toyworld", "test_parity",
+    "test_benchmarks", "test_real_input", "test_training", "test_programs", "test_segment",
+    "test_features", "test_package", "test_labelling_program", "test_pairs", "test_sliding",
+    "test_segmenter", "test_losses",
 ]  # fmt: skip
 
 

@@ -4,12 +4,11 @@ import json
 import os
 import signal
 import socket
-import subprocess
 
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, program, run, start
+from conftest import run, start
 from test_restarts import begin, lines, params, wait_for
 
 from fmbseg_jax import checkpoint, sharding
@@ -20,19 +19,13 @@ FOUR_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 FLAGS = "--config.train.batch_size=6", "--config.train.patches_per_image=20"
 
 
-def start_two(*command):
+def start_two(*command, fresh=False):
     """The same command in two processes that know of each other by flags."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    return [
-        subprocess.Popen(
-            program(*command, f"--coordinator={address}", "--processes=2", f"--process={i}"),
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=os.environ | TWO_DEVICES,
-        )
-        for i in range(2)
-    ]  # fmt: skip
+    command = [*command, f"--coordinator={address}", "--processes=2"]
+    return [start(*command, f"--process={i}", fresh=fresh, **TWO_DEVICES) for i in range(2)]
 
 
 def finish(hosts):
@@ -44,7 +37,7 @@ def finish(hosts):
 def test_two_processes_with_two_devices_train_as_one_with_four(with_features, world, tmp_path):
     folders = [begin(tmp_path / name, with_features) for name in ("two", "one")]
     command = ["train.py", *world.flags, *FLAGS]
-    outputs = finish(start_two(*command, f"--workdir={folders[0]}"))
+    outputs = finish(start_two(*command, f"--workdir={folders[0]}", fresh=True))
     assert [output.count("The aligner is in") for output in outputs] == [1, 0]
     assert "step/s" not in outputs[1]
     run(*command, f"--workdir={folders[1]}", **FOUR_DEVICES)
