@@ -1,5 +1,6 @@
 # make demo    the whole job on the toy world, offline: label, features, train, evaluate, segment
 # make test    lint, types and all tests
+# make pictures  the pictures of README and docs, after make demo
 #
 # Both make .venv first. PYTHON chooses the interpreter (3.11 or newer), WORK where results go.
 
@@ -34,11 +35,13 @@ demo: .venv/demo
 		--words="$$(paste -sd, $(DATA)/test/words.txt)" --out=$(WORK)/segmented
 	@echo
 	@echo "Look at $(WORK)/evaluation/test/contact_sheet.png. The aligner is in $(WORK)/export."
+	@echo "On a page (.venv/bin/pip install '.[app]'):"
+	@echo "  $(RUN) -m fmbseg_jax.app --model=$(WORK)/export --examples=$(DATA)/test/images"
 	@echo "Next, your own images (the toy's encoders know only its scenes, real ones are fetched):"
 	@echo "  $(RUN) -m labelling --config=configs/folder.py --workdir=work/mine \\"
 	@echo "      --images=PHOTOS --words=WORDS.txt"
 
-test: .venv/test
+test: .venv/test browser
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
@@ -56,7 +59,18 @@ test: .venv/test
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+# The web page is tested in a real browser: Debian's, where this may install it.
+browser:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome \
+		|| { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && echo "Installing chromium ..." \
+			&& { apt-get install -qq -y chromium || { apt-get update -qq && apt-get install -qq -y chromium; }; } > /dev/null 2>&1; } \
+		|| echo "No chromium or google-chrome: the tests of the web page in a browser will be skipped."
+
+# The pictures of README and docs, from what `make demo` has left.
+pictures: .venv/test browser
+	@$(RUN) docs/pictures.py --work=$(WORK) --data=$(DATA)
+
 clean:
 	rm -rf $(WORK) $(DATA)
 
-.PHONY: demo test clean
+.PHONY: demo test browser pictures clean
