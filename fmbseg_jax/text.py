@@ -20,7 +20,7 @@ from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import encoders, weights
 from fmbseg_jax.vocabulary import TEMPLATE, prompts, synonyms
 
-_BATCH = 32  # sentences encoded at once
+_BATCH = 8  # sentences encoded at once: of one new word, little is padding
 _ROUND = 8  # lengths are rounded up to a multiple, so that few shapes are compiled
 
 
