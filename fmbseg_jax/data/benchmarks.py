@@ -171,7 +171,9 @@ def _names_of(published: Published, root: Path, pattern: str) -> list[str]:
     split = root / published.split
     if not published.split:
         return _names(root, pattern)
-    return split.read_text().split() if split.is_file() else []
+    if not split.is_file():
+        return []
+    return [images.inside(name, str(split)) for name in split.read_text().split()]
 
 
 def _wanted(published: Published, pattern: str, source: Source) -> list[str]:

@@ -19,7 +19,7 @@ from etils import epath
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from fmbseg_jax.data import label_maps
-from fmbseg_jax.data.images import exists, write_atomically
+from fmbseg_jax.data.images import exists, inside, write_atomically
 from fmbseg_jax.errors import UserError
 
 
@@ -179,7 +179,7 @@ def decode_pseudo_label(record: bytes) -> PseudoLabel:
     """The inverse of `encode`."""
     values = _features(PseudoLabel).deserialize_example_np(record)
     values["labels"] = label_maps.decode(values["labels"])
-    values["filename"] = values["filename"].decode()
+    values["filename"] = inside(values["filename"].decode(), "A record")
     return PseudoLabel(**values)
 
 
@@ -187,7 +187,7 @@ def decode_patch_features(record: bytes, kept_as: str = "float16") -> PatchFeatu
     """The inverse of `encode`, of records kept as "float16" or "int8"."""
     kind = {"float16": PatchFeatures, "int8": Int8PatchFeatures}[kept_as]
     values = _features(kind).deserialize_example_np(record)
-    values["filename"] = values["filename"].decode()
+    values["filename"] = inside(values["filename"].decode(), "A record")
     return restore(Int8PatchFeatures(**values)) if kept_as == "int8" else PatchFeatures(**values)
 
 

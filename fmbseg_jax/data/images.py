@@ -89,6 +89,21 @@ def png_names(names: Sequence[str]) -> dict[str, str]:
     return {name: target for target, name in owners.items()}
 
 
+def inside(name: str, source: str) -> str:
+    """A name that others have written, `sub/a.jpg`; refused where it leads out of its folder.
+
+    Args:
+      source: where it was read, for the message.
+    """
+    parts = name.replace("\\", "/").split("/")
+    if not name.strip() or ".." in parts or parts[0] == "" or "\0" in name:
+        raise UserError(
+            f"{source} names the image {name!r}, which may lie outside its folder. Names are "
+            "relative, such as sub/a.jpg; do not use files of people you do not trust."
+        )
+    return name
+
+
 def decode(data: bytes) -> np.ndarray:
     """Any image file that Pillow reads → uint8 [H, W, 3], RGB, upright (EXIF rotation applied).
 
