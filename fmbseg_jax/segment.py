@@ -28,12 +28,13 @@ from absl import flags
 
 from fmbseg_jax import logs, program, vocabulary, workfolder
 from fmbseg_jax.classes import Background, Classes
+from fmbseg_jax.comparing import by_pixel
 from fmbseg_jax.data import images, pipeline
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.loading import load
 from fmbseg_jax.looking import Prepared
 from fmbseg_jax.outputs import Outputs
-from fmbseg_jax.segmenter import Segmented, Segmenter, by_pixel
+from fmbseg_jax.segmenter import Segmented, Segmenter
 
 _THREADS = 8  # images read, and results written, at once
 _EXAMPLE = (__doc__ or "").split("\n\n")[1]
@@ -96,7 +97,7 @@ def segment_images(
         name, image, prepared = one.key
         scores = None
         if outputs.with_scores:
-            scores = by_pixel(prepared, one.compared, classes, np.float16)
+            scores = by_pixel(prepared.layout, one.compared, classes, np.float16)
         outputs.write(name, image, one.final, scores)
 
     done = len(found.names) - len(todo)

@@ -10,19 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from fmbseg_jax import comparing, sliding, windows
 from fmbseg_jax import config as config_lib
-from fmbseg_jax import sliding, windows
 from fmbseg_jax.classes import Background, Classes, Words
 from fmbseg_jax.data import accept
 from fmbseg_jax.data.accept import ImageLike
 from fmbseg_jax.dense import Dense
 from fmbseg_jax.looking import Looker, Prepared
 from fmbseg_jax.models import weights
-from fmbseg_jax.similarity import similarities
 from fmbseg_jax.text import text_features
 from fmbseg_jax.vocabulary import read_templates
 
@@ -167,7 +165,8 @@ class Segmenter:
         """
         classes = Classes.of(words)
         looked = self._looker.look(accept.image(image))
-        return by_pixel(looked.prepared, self._compare(looked.encoded, classes), classes)
+        compared = self._compare(looked.encoded, classes)
+        return comparing.by_pixel(looked.prepared.layout, compared, classes)
 
     def _found(
         self, image: ImageLike, classes: Classes, *, with_scores: bool
@@ -228,50 +227,16 @@ class Segmenter:
 
     def _compare(self, encoded: windows.Encoded[Any], classes: Classes) -> Array:
         """Similarities of an image's windows with the words, [n, h, w, T]."""
-        (device,) = encoded.batches[-1].devices()
-        batches = [jax.device_put(batch, device) for batch in encoded.batches]
-        if len(batches) == 1:  # or each number of windows would be compiled twice
-            batches *= 2
-        return _compare(batches, encoded.index, self._text_of(classes.words, device))
+        return comparing.compare(encoded, lambda device: self._text_of(classes.words, device))
 
     def _text_on(self, words: tuple[str, ...], device: Any) -> Array:
         return jax.device_put(self.text(words), device)
 
 
-def by_pixel(
-    prepared: Prepared, compared: Array, classes: Classes, dtype: Any = np.float32
-) -> np.ndarray:
-    """Similarities of an image's windows with the words, [n, h, w, T] → of its pixels with the
-    classes, [H, W, K]: each with its best word."""
-    found = np.full((*prepared.layout.output, len(classes.names)), -1, dtype)
-    for i in range(0, len(classes.words), _AT_ONCE):
-        some = np.asarray(prepared.layout.stitch(compared[..., i : i + _AT_ONCE]))
-        for label, similarity in zip(classes.index[i:], np.moveaxis(some, -1, 0), strict=False):
-            if label < len(classes.names):
-                np.maximum(found[..., label], similarity.astype(dtype), out=found[..., label])
-    return found
-
-
-_AT_ONCE = 8  # words brought to the pixels; all of them, in float32, would be twice the result
-
-
-def _with_words(batches: list[Array], index: Array, text: Array) -> Array:
-    """Similarities with the words of one image's windows, picked out of their batches."""
-    size = len(batches[0])
-    picked = batches[0][index % size]
-    for i, batch in enumerate(batches[1:], 1):
-        here = (index // size == i)[:, None, None, None]
-        picked = jnp.where(here, batch[index % size], picked)
-    return similarities(picked, text)
-
-
-_compare: Any = jax.jit(_with_words)
-
-
 def compiled() -> int:
     """How many programs segmenters have compiled, each for one shape on one device."""
     encoders = sum(segmenter._looker.compiled for segmenter in _SEGMENTERS)
-    return encoders + _compare._cache_size() + sliding.compiled()
+    return encoders + comparing.compiled() + sliding.compiled()
 
 
 _SEGMENTERS: weakref.WeakSet[Segmenter] = weakref.WeakSet()

@@ -15,8 +15,8 @@ LAYERS = [
     "models.positions models.transformer models.specs models.tables models.encoders "
     "models.weights models.aligner similarity rings pairs_by_row pairs losses windows pamr sliding "
     "metrics",
-    "data.pipeline patches dense text sharding preemption exported checkpoint logs",
-    "training training_data looking segmenter deployed answers loading evaluation systems report "
+    "data.pipeline patches dense text sharding preemption model_facts exported checkpoint logs",
+    "training training_data looking comparing segmenter deployed answers loading evaluation systems report "
     "pictures",
     "validation",
     "trainer",

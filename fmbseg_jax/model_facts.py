@@ -1,0 +1,88 @@
+"""model.json of an exported aligner: read, and held against how we write it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.models.aligner import KINDS
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """By path in the folder, the size of each file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+_FORM: dict[str, type] = {
+    "aligner": dict,
+    "vision": dict,
+    "clip": dict,
+    "words": list,
+    "config": dict,
+}
+
+
+def read_model(folder: str | Path) -> dict[str, Any]:
+    """model.json of an export.
+
+    Raises:
+      UserError: the folder is none, lacks some of its files, or its model.json is not as we write
+        it; the message says which.
+    """
+    path = Path(folder) / "model.json"
+    if not path.is_file() or not (Path(folder) / "params").is_dir():
+        raise UserError(
+            f"{folder} is no exported aligner (no model.json, or no params/). Give the export/ "
+            "folder of a work folder in which train.py has finished, or the id of an export on "
+            "the Hugging Face hub, USER/NAME."
+        )
+    try:
+        model = json.loads(path.read_text())
+        faults = list(_faults(model))
+    except (ValueError, RecursionError) as error:
+        faults = [f"it is not JSON ({error})"]
+    if faults:
+        raise UserError(f"{path} is not the model.json of an export: {'; '.join(faults[:5])}.")
+    there = sizes(Path(folder) / "params")
+    known = model.get("params", {}).get("files", {})
+    if wrong := [name for name, size in known.items() if there.get(name) != size]:
+        raise UserError(
+            f"{folder} lacks {len(wrong)} of {len(known)} files of its parameters, or they are cut "
+            f"short, such as params/{wrong[0]}. Fetch or copy it again."
+        )
+    return model
+
+
+def _faults(model: Any) -> Iterator[str]:
+    """What is not as `save_export` writes it."""
+    if not isinstance(model, dict):
+        yield "it is no object"
+        return
+    for name, kind in _FORM.items():
+        if not isinstance(model.get(name), kind):
+            yield f"{name!r} is no {kind.__name__}"
+        elif name in ("vision", "clip"):
+            for part in ("source", "hash"):
+                if not isinstance(model[name].get(part), str):
+                    yield f"{name}.{part} is no string"
+    aligner = model.get("aligner")
+    if isinstance(aligner, dict):
+        numbers = {name: aligner.get(name) for name in ("output", "mlp_ratio", "heads")}
+        if aligner.keys() != {"kind", *numbers} or aligner["kind"] not in KINDS:
+            yield f"'aligner' is not a kind ({', '.join(KINDS)}) with its sizes"
+        yield from (
+            f"aligner.{name} is no positive number"
+            for name, value in numbers.items()
+            if type(value) is not int or value < 1
+        )
+    if not all(isinstance(word, str) for word in model.get("words") or ()):
+        yield "'words' are not strings"
+    params = model.get("params", {"files": {}, "hash": ""})
+    if not (
+        isinstance(params, dict) and isinstance(params.get("files"), dict) and "hash" in params
+    ):
+        yield "'params' is not their hash and files"
