@@ -137,8 +137,8 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, output)
 
 
-def wait_until(holds: Callable[[], bool], process: subprocess.Popen) -> bool:
-    """Waits until `holds()`; False if the process has ended before."""
+def wait_until(holds: Callable[[], bool], process: subprocess.Popen, every=0.002) -> bool:
+    """Waits until `holds()`, asked every so many seconds; False if the process ended before."""
     limit = time.monotonic() + _LIMIT
     while process.poll() is None:
         if holds():
@@ -146,7 +146,7 @@ def wait_until(holds: Callable[[], bool], process: subprocess.Popen) -> bool:
         if time.monotonic() > limit:
             process.kill()
             raise AssertionError(f"It hangs: {process.args}")
-        time.sleep(0.002)
+        time.sleep(every)
     return False
 
 

@@ -43,8 +43,10 @@ def lines(workdir):
 
 def wait_for(process, workdir, step):
     """Returns when the run has logged a step."""
-    logged = wait_until(lambda: any(line["step"] >= step for line in lines(workdir)), process)
-    assert logged, process.stdout.read()
+    reached = wait_until(
+        lambda: any(line["step"] >= step for line in lines(workdir)), process, every=0.01
+    )
+    assert reached, process.stdout.read()
 
 
 def params(workdir):
@@ -163,7 +165,7 @@ def test_a_full_disk_stops_nothing(long, with_features, world, tmp_path):
             r"ERROR: a checkpoint could not be saved in .*No space left on device. Make room.\n"
             r"The last good one is of step \d+; the training goes on"
         )
-        said = wait_until(lambda: told.search((tmp_path / "output").read_text()), process)
+        said = wait_until(lambda: told.search((tmp_path / "output").read_text()), process, 0.05)
         assert said, (tmp_path / "output").read_text()
         fill.unlink()
         assert process.wait(timeout=120) == 0, (tmp_path / "output").read_text()
