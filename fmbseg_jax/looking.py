@@ -74,7 +74,7 @@ class Looker:
             )
         self._dense, self._eval = dense, protocol
         self._encode: Any = jax.jit(dense.apply)
-        self._placed = _Placed(dense.params)
+        self._placed, self._lock = _Placed(dense.params), threading.Lock()
 
     @property
     def compiled(self) -> int:
@@ -123,6 +123,7 @@ class Looker:
 
     def _now(self) -> _Placed:
         """What belongs to the model's present parameters; validation exchanges them."""
-        if self._placed.params is not self._dense.params:
-            self._placed = _Placed(self._dense.params)
-        return self._placed
+        with self._lock:  # threads that come first are to share it
+            if self._placed.params is not self._dense.params:
+                self._placed = _Placed(self._dense.params)
+            return self._placed
