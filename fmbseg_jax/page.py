@@ -116,7 +116,7 @@ def _similarity(answers: Answers, path: str | None, word: str) -> Any:
     if word == _BACKGROUND:
         raise UserError("The background has no similarity of its own: click a word.")
     picture, low, high = answers.similarity(path, word)
-    label = f"Similarity with “{word}”: {low:.2f} (dark) to {high:.2f} (bright)"
+    label = f"“{word}”: {low:.2f} (dark) to {high:.2f}"
     return gr.Image(picture, label=label, visible=True)
 
 
