@@ -43,8 +43,6 @@ def main() -> None:
 
 
 def _serve(folder: Path) -> None:
-    from fmbseg_jax import page  # Gradio, after its environment is set
-
     model = exported.read_model(exported.locate(FLAGS.model))
     words = vocabulary.parse_words(FLAGS.words) if FLAGS.words else tuple(model["words"][:_WORDS])
     examples = []
@@ -57,6 +55,8 @@ def _serve(folder: Path) -> None:
         f"{Path(model['vision']['source']).name}, aligned with the text of "
         f"{Path(model['clip']['source']).name} by {model['images']} images without labels."
     )
+    from fmbseg_jax import page  # Gradio, now that its environment is set
+
     blocks = page.build(answers, words, examples, title)
     try:
         _, address, _ = blocks.launch(

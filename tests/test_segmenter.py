@@ -138,7 +138,7 @@ def test_batches_and_devices_change_nothing(export, monkeypatch):
     assert len(jax.local_devices()) == 8
     prepared = ((i, together.prepare(image)) for i, image in enumerate(photographs))
     found = {}
-    for i, labels, refined, _ in together.label_maps(prepared, Classes.of(WORDS)):
+    for i, labels, refined, *_ in together.label_maps(prepared, Classes.of(WORDS)):
         assert refined is None
         found[i] = labels
         expected = alone.segment(photographs[i], WORDS)
