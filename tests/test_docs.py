@@ -1,43 +1,20 @@
 """Every command and Python block of README and docs runs, as it is written, in a small sandbox.
 
-What cannot run here is in a table, with the reason and what is checked in its place. Links, paths,
-flags and fields that the documents name have to exist.
+What cannot run here is in a table, with the reason and what is checked in its place.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 
 import pytest
 from conftest import ROOT
+from documents import DOCUMENTS, NO_CODE, Code, blocks, blocks_of, code_in, code_of, commands
 from sandbox import Sandbox
-
-from fmbseg_jax.config import Config, flatten
-
-DOCUMENTS = [
-    path.relative_to(ROOT).as_posix()
-    for path in (
-        ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")),
-        ROOT / "benchmarks" / "README.md", ROOT / "CONTRIBUTING.md",
-    )
-]  # fmt: skip
-
-PROGRAMS = (
-    "make", "python", "python3", "fmbseg", "pip", "hf", "tensorboard", "source", "mkdir", "cp",
-    "ln", "du", "for", "srun", "gcloud", "pytest", "ray", "git", "export", "cd", "#!/bin/bash",
-)  # fmt: skip
-"""What a block has to begin with to be commands, and a few words in a text."""
-
-NO_CODE = (
-    "your images + your words", "labelling/     stage 1", "config.json        for each",
-    "water;lake;river;sea", "∂/∂Z",
-)  # fmt: skip
-"""How blocks begin that are neither commands nor Python."""
 
 BEFORE = {
     "README.md": ["docs/reproduce.md#Table 1"],
@@ -60,100 +37,6 @@ PLACES = {
     "docs/training.md": "mkdir -p work/other && cp -r work/coco/features work/other",
 }
 """Work folders that a document calls by other names."""
-
-
-@dataclass(frozen=True)
-class Code:
-    """A command, or a Python block."""
-
-    document: str
-    line: int
-    section: str
-    kind: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.document}:{self.line}: {self.text}"
-
-    @property
-    def bare(self) -> str:
-        """Without the comment behind a command."""
-        return self.text if "\n" in self.text else re.sub(r" +#.*", "", self.text)
-
-
-@dataclass(frozen=True)
-class Block:
-    """Lines of code in a document, or a span of it in a text."""
-
-    line: int
-    section: str
-    language: str
-    text: str
-
-
-def blocks(text: str) -> Iterator[Block]:
-    """Fenced and indented blocks (language "" where none is said), and `spans` (language "`")."""
-    lines, section, i = text.splitlines(), "", 0
-    while i < len(lines):
-        start = i
-        if match := re.match(r"#+ (.*)", lines[i]):
-            section, i = match[1], i + 1
-        elif match := re.match(r"```(\w*)", lines[i]):
-            i = next(j for j in range(i + 1, len(lines)) if lines[j] == "```") + 1
-            yield Block(start + 1, section, match[1], "\n".join(lines[start + 1 : i - 1]))
-        elif lines[i].startswith("    "):
-            while i < len(lines) and (lines[i].startswith("    ") or not lines[i]):
-                i += 1
-            inside = [line[4:] for line in lines[start:i]]
-            yield Block(start + 1, section, "", "\n".join(inside).rstrip())
-        else:
-            while i < len(lines) and lines[i] and not lines[i].startswith(("#", "```")):
-                i += 1
-            paragraph = "\n".join(lines[start:i])
-            for span in re.finditer(r"`([^`]+)`", paragraph):
-                line = start + 1 + paragraph[: span.start()].count("\n")
-                yield Block(line, section, "`", " ".join(span[1].split()))
-            i = max(i, start + 1)
-
-
-def commands(script: str) -> Iterator[tuple[int, str]]:
-    """Line and text of each command: with its continuation, to the end of a string or a loop."""
-    if script.startswith("#!"):
-        yield 0, script
-        return
-    lines, first = script.splitlines(), 0
-    for i in range(len(lines)):
-        text = "\n".join(lines[first : i + 1])
-        open_loop = re.match("for ", text) and not text.endswith("done")
-        if text.endswith("\\") or text.count('"') % 2 or open_loop:
-            continue
-        if text.strip():
-            yield first, text
-        first = i + 1
-
-
-@cache
-def code_of(document: str) -> list[Code]:
-    """All code of a document, in order; raises where a block is of no known kind."""
-    found: list[Code] = []
-    for block in blocks((ROOT / document).read_text()):
-        make = partial(Code, document, section=block.section)
-        first = block.text.split("=")[0] if re.match(r"[A-Z_]+=", block.text) else ""
-        program = (block.text.split() or [""])[0]
-        if block.language == "`":
-            if program in PROGRAMS and " " in block.text:
-                found.append(make(block.line, kind="shell", text=block.text))
-        elif block.language == "python" or re.match("(import|from) ", block.text):
-            found.append(make(block.line, kind="python", text=block.text))
-        elif block.language == "sh" or program in PROGRAMS or first:
-            for line, text in commands(block.text):
-                found.append(make(block.line + line, kind="shell", text=text))
-        else:
-            assert block.text.startswith(NO_CODE), (
-                f"{document}:{block.line}: neither Python nor a command of {PROGRAMS}. Fence it, "
-                f"or add how it begins to NO_CODE:\n{block.text}"
-            )
-    return found
 
 
 Check = Callable[[Sandbox, Code], None]
@@ -295,7 +178,7 @@ class Reader:
         """Faults of a document, of a section (`DOCUMENT#SECTION`) of it, or of a command."""
         document, _, section = what.partition("#")
         if document not in DOCUMENTS:
-            return self._do(Code("tests/test_docs.py", 0, "", "shell", what))
+            return self.do(Code("tests/test_docs.py", 0, "", "shell", what))
         if not section:
             for before in BEFORE.get(document, []):
                 self.read(before)
@@ -304,10 +187,11 @@ class Reader:
         faults = []
         for code in code_of(document):
             if section in ("", code.section):
-                faults += self._do(code)
+                faults += self.do(code)
         return faults
 
-    def _do(self, code: Code) -> list[str]:
+    def do(self, code: Code) -> list[str]:
+        """Faults of a command or a block."""
         key = (code.document, code.line) if code.kind == "python" else code.bare
         if key not in self._done:
             self._done[key] = []
@@ -351,8 +235,32 @@ def test_the_tables_have_nothing_that_no_document_has():
     assert not unused
 
 
-def blocks_of(document: str) -> list[Block]:
-    return list(blocks((ROOT / document).read_text()))
+@pytest.mark.parametrize(
+    "command",
+    [
+        "fmbseg config epohcs",
+        "fmbseg label --config=configs/nowhere.py --workdir=work/wrong",
+        "python benchmarks/loss.py --runds=9",
+        "python train.py --config=FILE --workdir=SHARED --coordinator=host0:1234 --proces=0",
+        'gcloud --command="python3 train.py --config=configs/coco_stuff.py --wrkdir=x"',
+        'pip install ".[aap]"',
+        "pip install -r requirements-all.txt",
+        "hf auth lgin",
+        "python -m pytest tests/test_nothing.py",
+    ],
+)
+def test_a_command_that_is_wrong_is_found(command, reader):
+    assert reader.do(Code("x.md", 1, "", "shell", command))
+
+
+def test_a_block_that_is_wrong_is_found(reader):
+    assert reader.do(Code("x.md", 1, "", "python", "import fmbseg_jax\nfmbseg_jax.lod"))
+
+
+def test_a_block_that_nobody_knows_is_found():
+    (block,) = blocks("Do:\n\n    docker run this")
+    with pytest.raises(AssertionError, match="x.md:3: neither Python nor a command"):
+        list(code_in(block, "x.md"))
 
 
 def test_blocks_and_commands_are_found():
@@ -384,67 +292,3 @@ x = 1
         (0, "fmbseg label --config=FILE \\\n    --strict   # all"),
         (3, 'for i in 1 2; do\n  echo "$i\nx"\ndone'),
     ]
-
-
-FOREIGN_FLAGS = {"signal": "of SLURM's srun", "logdir": "of TensorBoard"}
-
-PAGES = [*DOCUMENTS, "CHANGELOG.md"]
-
-
-def anchors(path: Path) -> set[str]:
-    """As GitHub makes them of headings."""
-    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page):
-    path = ROOT / page
-    broken = []
-    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
-        if re.match(r"https?://", target):
-            continue
-        file, _, anchor = target.partition("#")
-        there = (path.parent / file) if file else path
-        if not there.exists() or (anchor and anchor not in anchors(there)):
-            broken.append(target)
-    assert not broken
-
-
-def spans(document: str) -> list[str]:
-    return [block.text for block in blocks_of(document) if block.language == "`"]
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_files_that_are_named_are_there(page):
-    """`fmbseg_jax/losses.py`; a name after a colon is defined in it."""
-    folders = "fmbseg_jax|labelling|toyworld|configs|tests|benchmarks|docs"
-    named = [span for span in spans(page) if re.fullmatch(rf"({folders})/[\w./-]*", span)]
-    missing = [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
-    assert not missing
-    text = (ROOT / page).read_text()
-    for file, names in re.findall(rf"`((?:{folders})/[\w/]+\.py)`: ((?:`\w+`(?:, )?)+)", text):
-        for name in re.findall(r"\w+", names):
-            source = (ROOT / file).read_text()
-            assert re.search(rf"(def|class) {name}\b|^{name}\b", source, re.MULTILINE), (file, name)
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_fields_and_flags_that_are_named_exist(page):
-    fields = flatten(Config())
-    sections = "|".join({name.split(".")[0] for name in fields})
-    sources = [
-        *ROOT.glob("fmbseg_jax/*.py"), *ROOT.glob("benchmarks/*.py"), ROOT / "labelling/__main__.py"
-    ]  # fmt: skip
-    defined = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', "".join(p.read_text() for p in sources))
-    for span in spans(page):
-        if found := re.match(rf"({sections})\.[a-z_.]+", span):
-            name = found[0].rstrip(".")
-            is_file = span.endswith((".py", ".json", ".jsonl", ".md"))
-            known = any(one == name or one.startswith(f"{name}.") for one in fields)
-            assert is_file or known or (span.endswith("*") and name in str([*fields])), span
-        for flag in re.findall(r"(?:^| )--([\w.]+)", span):
-            if flag.startswith("config."):
-                assert flag.removeprefix("config.") in fields, span
-            else:
-                assert flag in {*defined, "help", *FOREIGN_FLAGS}, span
