@@ -103,7 +103,8 @@ class Sandbox:
     def __init__(self, folder: Path):
         self.folder, self._flags_only = folder, False
         self._running: list[subprocess.Popen] = []
-        address = Path(tempfile.mkdtemp(prefix="fmbseg_docs_")) / "control"  # a short path
+        self._control = Path(tempfile.mkdtemp(prefix="fmbseg_docs_"))  # a socket's path is short
+        address = self._control / "socket"
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(address))
         self._listener.listen()
@@ -121,6 +122,7 @@ class Sandbox:
 
     def close(self) -> None:
         self._listener.close()
+        shutil.rmtree(self._control)
 
     def run(self, command: str, flags_only: bool = False) -> tuple[int, str]:
         """Exit code and output of a command for the shell.
