@@ -16,8 +16,8 @@ LAYERS = [
     "models.weights models.aligner similarity rings pairs_by_row pairs losses windows pamr sliding "
     "metrics",
     "data.pipeline patches dense text sharding preemption model_facts exported checkpoint logs",
-    "training training_data looking comparing segmenter deployed answers loading evaluation systems "
-    "report pictures",
+    "training training_data looking comparing segmenter deployed answers loading evaluation "
+    "systems report pictures",
     "validation",
     "trainer",
     "page",
