@@ -66,11 +66,12 @@ class MetricsLog:
 
     def _write_lines(self) -> None:
         """Appends the lines that wait; what a full disk took of one is taken back."""
-        with open(self._path, "ab") as file:
+        left = "".join(self._waiting).encode()
+        with open(self._path, "ab", buffering=0) as file:  # a buffer would keep what did not fit
             end = file.tell()
             try:
-                file.write("".join(self._waiting).encode())
-                file.flush()
+                while left:
+                    left = left[file.write(left) :]
             except OSError:
                 file.truncate(end)
                 raise

@@ -155,9 +155,9 @@ _LIMIT = 600  # s; what takes so long has stopped for ever
 
 _LONGEST = [  # modules of minutes come first, so that both workers end at about the same time
     "test_docs", "test_labelling_engines", "test_restarts", "test_hosts", "test_toyworld",
-    "test_parity", "test_app", "test_export", "test_benchmarks", "test_real_input", "test_training", "test_programs", "test_segment",
-    "test_features", "test_package", "test_labelling_program", "test_pairs", "test_sliding",
-    "test_segmenter", "test_losses",
+    "test_parity", "test_app", "test_export", "test_benchmarks", "test_real_input",
+    "test_training", "test_programs", "test_segment", "test_features", "test_package",
+    "test_labelling_program", "test_pairs", "test_sliding", "test_segmenter", "test_losses",
 ]  # fmt: skip
 
 
