@@ -15,7 +15,7 @@ from fmbseg_jax.errors import UserError
 from fmbseg_jax.segmenter import Segmenter
 from fmbseg_jax.vocabulary import IGNORE, check_words
 
-_MOST_WORDS = 500
+_MOST_WORDS, _LONGEST = 500, 16_384
 
 
 class Answer(NamedTuple):
@@ -80,14 +80,18 @@ class Answers:
         if not path:
             raise UserError("Drop an image on the page first.")
         try:
-            with Image.open(path) as file:  # the size is in the header: nothing is decoded yet
+            with Image.open(
+                path, formats=images.FORMATS
+            ) as file:  # the size is in the header: nothing is decoded yet
                 width, height = file.size
+        except Image.DecompressionBombError:
+            raise UserError("This image is far too large. Make it smaller.") from None
         except Exception:  # Pillow's readers raise many kinds
             raise UserError("This file is no image that can be read. Try a JPEG or PNG.") from None
-        if width * height > self._max_pixels:
+        if width * height > self._max_pixels or max(width, height) > _LONGEST:
             raise UserError(
                 f"This image has {width} x {height} pixels; this page takes up to "
-                f"{self._max_pixels / 1e6:.0f} million. Make it smaller."
+                f"{self._max_pixels / 1e6:.0f} million, and {_LONGEST} a side. Make it smaller."
             )
         try:
             return images.decode(Path(path).read_bytes())

@@ -1,7 +1,7 @@
 """Program: a web page on which any image is segmented by any words.
 
-    python -m fmbseg_jax.app --model=EXPORT
-    python -m fmbseg_jax.app --model=work/toy/export --examples=data/toy/test/images
+    fmbseg app --model=EXPORT
+    fmbseg app --model=work/toy/export --examples=data/toy/test/images
 
 Reads the aligner at EXPORT (the export/ folder of a work folder, or an id of the Hugging Face hub),
 and, as examples, the first images of a folder. Prints the address to open. Drop an image, type
@@ -28,17 +28,16 @@ from fmbseg_jax.data import images
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.loading import load
 
-_EXAMPLE = (__doc__ or "").split("\n\n")[1]
 _EXAMPLES = 12
 _WORDS = 20  # of the training's, that stand in the box at first
 
 
 def main() -> None:
-    if not FLAGS.model:
-        raise UserError(f"--model is missing. For example:\n{_EXAMPLE}")
+    program.require("model")
     with tempfile.TemporaryDirectory(prefix="fmbseg_page_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when Gradio is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        os.environ["FMBSEG_CACHE"] = folder  # of the words that people type
         _serve(Path(folder))
 
 
@@ -95,13 +94,11 @@ def _wait_for_the_end() -> None:
 
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
-    flags.DEFINE_string("model", "", "Exported aligner: an export/ folder, or an id of the hub.")
+    program.define_model()
     flags.DEFINE_string("words", "", "Words that stand in the box at first; those of the training.")
     flags.DEFINE_string("examples", "", "Folder of images to begin with.")
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 for every machine.")
-    flags.DEFINE_integer("port", 0, "Port to listen at; 0: the first free one from 7860.")
+    flags.DEFINE_integer("port", 0, "Port to listen at; 0: the first free one from 7860.", 0, 65535)
     flags.DEFINE_integer("max_megabytes", 30, "Largest file that can be uploaded.")
     flags.DEFINE_integer("max_megapixels", 50, "Largest image that is looked at.")
-    flags.DEFINE_string("vision", "", "Where its vision encoder is now, if that has moved.")
-    flags.DEFINE_string("clip", "", "Where its CLIP is now, if that has moved.")
     program.run(main)

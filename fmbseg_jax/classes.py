@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -69,7 +70,10 @@ def _named(words: Words) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the classes, () where each is its word, and the words of each, joined by ";"."""
     if not isinstance(words, Mapping):
         return (), check_words(words, "the list of words")
-    groups = [some if isinstance(some, str) else ";".join(some) for some in words.values()]
+    groups = [
+        some if isinstance(some, str) else ";".join(check_words(some, f"{name!r}"))
+        for name, some in words.items()
+    ]
     return tuple(words), check_words(groups, "the list of words")
 
 
@@ -77,9 +81,9 @@ def _background(given: Background) -> tuple[float | None, tuple[str, ...]]:
     """The threshold and the words of the background."""
     if given is None:
         return None, ()
-    if not isinstance(given, (int, float)):
-        return None, check_words(given, "the list of background words")
-    if isinstance(given, bool) or not -1 <= given <= 1:
+    if not isinstance(given, numbers.Real):  # which NumPy's numbers are, too
+        return None, check_words(given, "the list of background words")  # type: ignore[arg-type]
+    if isinstance(given, bool) or not -1 <= float(given) <= 1:
         raise UserError(
             f"The background's threshold is a cosine similarity, from -1 to 1; got {given!r}."
         )

@@ -1,7 +1,7 @@
 """Program: an exported aligner for others: without this package, for PyTorch, on the hub.
 
-    python -m fmbseg_jax.export --model=EXPORT --words="sky,grass"
-    python -m fmbseg_jax.export --model=EXPORT --push=USER/NAME
+    fmbseg export --model=EXPORT --words="sky,grass"
+    fmbseg export --model=EXPORT --push=USER/NAME
 
 Reads the aligner at EXPORT (the export/ folder of a work folder, or an id of the Hugging Face hub).
 Writes, into --out (a copy of the export), or else into EXPORT itself,
@@ -34,8 +34,6 @@ from fmbseg_jax.errors import UserError
 from fmbseg_jax.loading import load
 from fmbseg_jax.models import weights
 from fmbseg_jax.segmenter import Segmenter
-
-_EXAMPLE = (__doc__ or "").split("\n\n")[1]
 
 
 def write_stablehlo(
@@ -77,7 +75,7 @@ def _size(argument: list[str], window: int) -> tuple[int, int]:
     """(H, W) of --size, "" being one window."""
     if not argument:
         return window, window
-    if len(argument) != 2 or not all(part.isdigit() for part in argument):
+    if len(argument) != 2 or not all(part.isdecimal() for part in argument):
         raise UserError(f"--size is H,W in pixels, such as {window},{window}; got {argument}.")
     height, width = map(int, argument)
     if min(height, width) < window:
@@ -94,13 +92,17 @@ def _own(folder: Path, out: Path) -> Path:
         return folder
     if out.exists() and not (out / "model.json").is_file():
         raise UserError(f"--out={out} is there and is no export. Give a folder that is new.")
-    shutil.copytree(folder, out, dirs_exist_ok=True)
-    return out
+    incomplete = out.with_name(out.name + ".incomplete")
+    shutil.rmtree(incomplete, ignore_errors=True)
+    shutil.copytree(folder, incomplete)
+    shutil.rmtree(out, ignore_errors=True)  # or files of two exports would lie together
+    return incomplete.rename(out)
 
 
 def main() -> None:
-    if not FLAGS.model:
-        raise UserError(f"--model is missing. For example:\n{_EXAMPLE}")
+    program.require("model")
+    if not FLAGS.out and not Path(FLAGS.model).exists():
+        raise UserError(f"{FLAGS.model} is on the hub: give --out=FOLDER for a copy of it.")
     jax.config.update("jax_platforms", "cpu")  # where programs for all platforms can be written
     folder = exported.locate(FLAGS.model)
     model = exported.read_model(folder)
@@ -129,7 +131,7 @@ def _push(out: Path, model: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
-    flags.DEFINE_string("model", "", "Exported aligner: an export/ folder, or an id of the hub.")
+    program.define_model()
     flags.DEFINE_string("words", "", 'Words: "sky,grass", or a file; "": those of the training.')
     flags.DEFINE_list(
         "size", [], "H,W of the images, in pixels; one window of the model if left out."
@@ -140,6 +142,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("compute", "", 'What is multiplied in: "float32", or "bfloat16".')
     flags.DEFINE_string("push", "", "USER/NAME of a repository on the Hugging Face hub.")
     flags.DEFINE_bool("private", False, "Whether that repository, if it is new, is private.")
-    flags.DEFINE_string("vision", "", "Where its vision encoder is now, if that has moved.")
-    flags.DEFINE_string("clip", "", "Where its CLIP is now, if that has moved.")
     program.run(main)

@@ -102,7 +102,7 @@ def locate(path: str | Path) -> Path:
     """The folder of an export: `path` itself, or a hub id's files, fetched once under a bar."""
     if Path(path).exists() or not hub.is_id(str(path)):
         return Path(path)
-    return hub.fetch(str(path), lambda: None, read_model)
+    return hub.fetch(str(path), lambda: ["model.json", "README.md", "params/*"], read_model)
 
 
 def check_shapes(folder: Path, template: Any, advice: str) -> None:

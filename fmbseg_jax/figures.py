@@ -26,7 +26,8 @@ def overlay(
 ) -> np.ndarray:
     """The image [H, W, 3] under its label map [H, W], with a thin light line between words."""
     labels = np.asarray(labels)
-    mixed = image * (1 - opacity) + colourise(labels, num_words) * opacity
+    mixed = image * np.float32(1 - opacity)
+    mixed += colourise(labels, num_words) * np.float32(opacity)
     edge = np.zeros(labels.shape, bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]

@@ -60,12 +60,7 @@ def _protocol(leaves: dict[str, Any], changes: Mapping[str, Any]) -> config_lib.
     ours, config = config_lib.flatten(config_lib.Eval()), config_lib.Config()
     for name, usual in ours.items():
         value = leaves.get(f"eval.{name}", usual)
-        if type(value) is not type(usual) and not (type(usual) is float and type(value) is int):
-            raise UserError(
-                f"The export's config has eval.{name} = {value!r}; expected a "
-                f"{type(usual).__name__}, like {usual!r}."
-            )
-        setattr(config.eval, name, value)
+        setattr(config.eval, name, _typed(name, value, usual))
     config.eval.antialias = True
     if "{}" not in config.eval.template and "template" not in changes:
         raise UserError(
@@ -73,8 +68,15 @@ def _protocol(leaves: dict[str, Any], changes: Mapping[str, Any]) -> config_lib.
             'Give it: load(path, {"template": FILE}).'
         )
     for name, value in changes.items():
-        setattr(config.eval, name, value)  # which refuses other names
+        setattr(config.eval, name, _typed(name, value, ours.get(name, value)))
     return config.validate().eval
+
+
+def _typed(name: str, value: Any, usual: Any) -> Any:
+    """The value of a field, where it is of the field's type."""
+    if type(value) is type(usual) or (type(usual) is float and type(value) is int):
+        return value
+    raise UserError(f"eval.{name} is a {type(usual).__name__}, like {usual!r}; got {value!r}.")
 
 
 def _same_weights(model: dict[str, Any], name: str, source: str) -> str:

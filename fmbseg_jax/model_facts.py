@@ -23,6 +23,7 @@ _FORM: dict[str, type] = {
     "clip": dict,
     "words": list,
     "config": dict,
+    "images": int,
 }
 
 

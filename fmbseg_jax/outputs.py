@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from PIL import Image
 
 from fmbseg_jax import colours, figures
 from fmbseg_jax.data import coco_writer, images, label_maps
-from fmbseg_jax.vocabulary import IGNORE
+from fmbseg_jax.vocabulary import IGNORE, synonyms
 
+BACKGROUND = "background"
 _SHEET, _ACROSS = 12, 2  # images in the contact sheet, and in a row of it
 
 
@@ -45,8 +47,9 @@ class Outputs:
         return paths + [self.out / "scores" / png.with_suffix(".npz")] * self.with_scores
 
     def done(self, name: str) -> bool:
-        """Whether an image needs nothing more."""
-        return all(path.exists() for path in self.files(name))
+        """Whether an image needs nothing more: all is there, and not older than the image."""
+        made, changed = self.files(name), (self.images / name).stat().st_mtime
+        return all(path.exists() and path.stat().st_mtime >= changed for path in made)
 
     def write(
         self, name: str, image: np.ndarray, labels: np.ndarray, scores: np.ndarray | None
@@ -59,7 +62,7 @@ class Outputs:
         """
         overlay, palette = io.BytesIO(), colours.palette(len(self.words))
         painted = figures.overlay(image, labels, len(self.words))
-        picture = Image.fromarray(figures.with_legend(painted, labels, self.words))
+        picture = Image.fromarray(figures.with_legend(painted, labels, self._titles))
         picture.save(overlay, "JPEG", quality=90)
         contents = [
             label_maps.encode_coloured(labels, palette, colours.UNLABELLED), overlay.getvalue()
@@ -72,17 +75,37 @@ class Outputs:
             path.parent.mkdir(parents=True, exist_ok=True)
             images.write_atomically(path, content)
 
-    def finish(self, names: Sequence[str], skipped: Mapping[str, str], made_by: str) -> None:
+    def finish(
+        self, names: Sequence[str], skipped: Mapping[str, str], made_by: str
+    ) -> dict[str, float]:
         """Writes what is about all images.
 
         Args:
           names: of those that are done.
           skipped: of the others, with the reasons.
+
+        Returns:
+          By word, and for the background, its share of all pixels, the largest first.
         """
         listed = "".join(f"{name}\t{reason}\n" for name, reason in skipped.items())
         images.write_atomically(self.out / "skipped.tsv", listed.encode())
-        coco_writer.write(self.out / "coco.json", self.words, self._maps(names), made_by)
+        counts: Counter[int] = Counter()
+
+        def counted() -> Iterator[tuple[str, np.ndarray]]:
+            for name, labels in self._maps(names):
+                values, times = np.unique(labels, return_counts=True)
+                counts.update(dict(zip(values.tolist(), times.tolist(), strict=True)))
+                yield name, labels
+
+        coco_writer.write(self.out / "coco.json", self._titles, counted(), made_by)
         self._write_sheet(names[:: max(1, len(names) // _SHEET)][:_SHEET])
+        titles = {IGNORE: BACKGROUND, **dict(enumerate(self._titles))}
+        return {titles[i]: count / counts.total() for i, count in counts.most_common()}
+
+    @property
+    def _titles(self) -> list[str]:
+        """What words are called in pictures and in the COCO file: by the first of their names."""
+        return [synonyms(word)[0] for word in self.words]
 
     def _maps(self, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
         for name in names:
@@ -98,7 +121,7 @@ class Outputs:
         sheet = figures.contact_sheet(
             ["image", "segmentation"] * (width // 2),
             [pairs[i : i + width] for i in range(0, len(pairs), width)],
-            self.words,
+            self._titles,
             present=sorted(present - {IGNORE}),
             unlabelled=IGNORE in present,
         )

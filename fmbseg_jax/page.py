@@ -73,31 +73,39 @@ def build(
         if examples:
             gr.Examples([[str(path)] for path in examples], [upload], label="Examples")
 
-        inputs, outputs = [upload, typed, opacity, threshold], [result, legend, download]
+        inputs = [upload, typed, opacity, threshold]
+        outputs = [result, legend, download, similarity]
+        together: dict[str, Any] = {"concurrency_limit": _AT_ONCE, "concurrency_id": "answers"}
         show = _messages(lambda *given: _show(answers, *given))
         for event in (button.click, typed.submit):
-            event(show, inputs, outputs, concurrency_limit=_AT_ONCE, api_name="segment")
-        again = _messages(lambda path, *given: _show(answers, path, *given) if path else _NOTHING)
+            event(show, inputs, outputs, api_name="segment", **together)
+        again = _messages(lambda path, *given: _show(answers, path, *given) if path else _nothing())
         for event in (upload.change, opacity.release, threshold.release):
-            event(again, inputs, outputs, concurrency_limit=_AT_ONCE, api_visibility="private")
+            event(again, inputs, outputs, api_visibility="private", **together)
 
         def clicked(event: gr.SelectData, path: str | None) -> Any:
             return _similarity(answers, path, event.value[1])
 
         legend.select(
-            _messages(clicked), [upload], [similarity],
-            concurrency_limit=_AT_ONCE, api_visibility="private",
-        )  # fmt: skip
+            _messages(clicked), [upload], [similarity], api_visibility="private", **together
+        )
     return page
 
 
-_NOTHING = (None, None, None)
+def _nothing() -> tuple[Any, ...]:
+    """The page without an image."""
+    return None, None, gr.DownloadButton(value=None, interactive=False), _hidden()
+
+
+def _hidden() -> gr.Image:
+    """No similarity map, until a word is clicked: what was there is of another picture."""
+    return gr.Image(None, visible=False)
 
 
 def _show(
     answers: Answers, path: str | None, words: str, opacity: float, threshold: float
-) -> tuple[np.ndarray, Any, Any]:
-    """Values of the picture, the legend and the button that downloads the label map."""
+) -> tuple[np.ndarray, Any, Any, Any]:
+    """Values of the picture, the legend, the label map to download, and no similarity."""
     found = answers.segment(path, words, opacity, threshold)
     named: list[tuple[str, str | float | None]] = [
         (f"{word} {share:.0%}", word) for word, share in found.shares.items()
@@ -109,6 +117,7 @@ def _show(
         found.picture,
         gr.HighlightedText(named, color_map=found.colours | grey),
         gr.DownloadButton(value=found.file, interactive=True),
+        _hidden(),
     )
 
 

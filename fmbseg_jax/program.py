@@ -38,6 +38,20 @@ def define_config(workdir_required: bool = True) -> tuple[flags.FlagHolder, flag
     return config, flags.DEFINE_string("workdir", default, "Where the results go; made if needed.")
 
 
+def define_model() -> None:
+    """Defines --model=EXPORT, and where its encoders are."""
+    flags.DEFINE_string("model", "", "Exported aligner: an export/ folder, or an id of the hub.")
+    flags.DEFINE_string("vision", "", "Where its vision encoder is now, if that has moved.")
+    flags.DEFINE_string("clip", "", "Where its CLIP is now, if that has moved.")
+
+
+def require(*names: str) -> None:
+    """Raises UserError, with an example, where one of these flags is empty."""
+    for name in names:
+        if not flags.FLAGS[name].value:
+            raise UserError(_missing(name))
+
+
 def define_hosts() -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder]:
     """Defines --coordinator, --processes and --process, for programs on several hosts."""
     return (
@@ -66,6 +80,10 @@ def run(main: Callable[[], None]) -> None:
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
         app.run(guarded, flags_parser=_parse_flags)
+    except SystemExit:
+        if {"--help", "-h", "-help", "--helpfull"} & set(sys.argv[1:]):
+            sys.exit(0)  # absl's own ends with 1
+        raise
     except UserError as error:
         sys.exit(f"\nerror: {error}")
     except ModuleNotFoundError as error:

@@ -1,6 +1,6 @@
 """Program: a folder of images and words → label maps, overlays and a COCO file.
 
-    python -m fmbseg_jax.segment --model=EXPORT --images=DIR --words="sky,grass" --out=DIR
+    fmbseg segment --model=EXPORT --images=DIR --words="sky,grass" --out=DIR
 
 Reads the aligner at EXPORT (the export/ folder of a work folder, or an id of the Hugging Face hub),
 and every image in DIR and its sub-folders, of a file, or of a pattern such as 'photos/**/*.jpg'.
@@ -18,6 +18,8 @@ Run again to continue.
 from __future__ import annotations
 
 import glob
+import os
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -33,11 +35,10 @@ from fmbseg_jax.data import images, pipeline
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.loading import load
 from fmbseg_jax.looking import Prepared
-from fmbseg_jax.outputs import Outputs
+from fmbseg_jax.outputs import BACKGROUND, Outputs
 from fmbseg_jax.segmenter import Segmented, Segmenter
 
 _THREADS = 8  # images read, and results written, at once
-_EXAMPLE = (__doc__ or "").split("\n\n")[1]
 
 
 class Found(NamedTuple):
@@ -48,12 +49,28 @@ class Found(NamedTuple):
     names: list[str]
 
 
-def find(argument: str) -> Found:
-    """The images of a folder and its sub-folders, of one file, or of a pattern with * or ?."""
+def find(argument: str, out: Path) -> Found:
+    """The images of a folder and its sub-folders, of one file, or of a pattern with * or ?.
+
+    What lies in `out` are results, which the next run would take for images.
+    """
+    found = _find(argument)
+    results = out.resolve()
+    names = [
+        name for name in found.names if not (found.folder / name).resolve().is_relative_to(results)
+    ]
+    if not names:
+        raise UserError(
+            f"All images of --images={argument} lie in --out={out}. Give another --out."
+        )
+    return Found(found.folder, names)
+
+
+def _find(argument: str) -> Found:
     path = Path(argument)
-    if path.is_file():
+    if os.path.isfile(argument):
         return Found(path.parent, [path.name])
-    if path.exists() or not glob.has_magic(argument):
+    if os.path.exists(argument) or not glob.has_magic(argument):
         return Found(path, images.find_images(path))
     first = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
     root, pattern = Path(*path.parts[:first]), Path(*path.parts[first:])
@@ -63,7 +80,8 @@ def find(argument: str) -> Found:
     )
     if not kept:
         raise UserError(
-            f"No image matches {argument}. Put the pattern in quotes, such as 'photos/**/*.jpg'."
+            f"No image matches {argument}: a file whose name ends in "
+            f"{', '.join(images.EXTENSIONS)}. Patterns go in quotes, such as 'photos/**/*.jpg'."
         )
     return Found(root, kept)
 
@@ -101,7 +119,11 @@ def segment_images(
         outputs.write(name, image, one.final, scores)
 
     done = len(found.names) - len(todo)
-    with logs.progress(len(found.names), "segment", done) as bar, _Writers(bar) as writers:
+    at_once = 1 if outputs.with_scores else _THREADS  # scores take gigabytes
+    with (
+        logs.progress(len(found.names), "segment", done) as bar,
+        _Writers(bar, at_once) as writers,
+    ):
         for one in segmenter.label_maps(readable(), classes):
             writers.submit(write, one)
     return skipped
@@ -110,14 +132,14 @@ def segment_images(
 class _Writers:
     """Threads that write results while the next images are looked at; a failure stops the run."""
 
-    def __init__(self, bar: Any):
-        self._bar, self._pool = bar, ThreadPoolExecutor(_THREADS)
+    def __init__(self, bar: Any, count: int):
+        self._bar, self._pool, self._count = bar, ThreadPoolExecutor(count), count
         self._waiting: list[Future[None]] = []
 
     def submit(self, write: Any, one: Any) -> None:
         """Writes in the background, unless much is waiting: then for the first of it."""
         self._waiting.append(self._pool.submit(write, one))
-        while len(self._waiting) > _THREADS:
+        while len(self._waiting) > self._count:
             self._finish_one()
 
     def _finish_one(self) -> None:
@@ -131,6 +153,22 @@ class _Writers:
         with self._pool:  # waits for what is being written
             while self._waiting and kind is None:
                 self._finish_one()
+
+
+def _told(shares: Mapping[str, float], classes: Classes) -> str:
+    """The words by their share of all pixels, and what is strange about it."""
+    told = ", ".join(f"{word} {share:.0%}".replace("%", " %") for word, share in shares.items())
+    if len(classes.words) == 1 and classes.threshold is None:
+        told += (
+            "\nOne word alone has every pixel: give --background=WORDS for what else there is, or "
+            "--threshold=SIMILARITY."
+        )
+    if shares.get(BACKGROUND, 0) > 0.95:
+        told += (
+            "\nNearly everything is background: give a lower --threshold, or fewer background "
+            "words; --scores writes the similarities."
+        )
+    return f"Of all pixels: {told}"
 
 
 def _claim(outputs: Outputs, segmenter: Segmenter, classes: Classes) -> None:
@@ -151,6 +189,10 @@ def _claim(outputs: Outputs, segmenter: Segmenter, classes: Classes) -> None:
 def _background() -> Background:
     if FLAGS.background and FLAGS.threshold is not None:
         raise UserError("Give --background=WORDS or --threshold=SIMILARITY, not both.")
+    if re.fullmatch(r"[-+.\d]+", FLAGS.background):
+        raise UserError(
+            f"--background has words; --threshold={FLAGS.background} is the flag for a similarity."
+        )
     if FLAGS.background:
         return vocabulary.parse_words(FLAGS.background)
     return FLAGS.threshold
@@ -163,20 +205,11 @@ def _changes() -> Mapping[str, Any]:
 
 
 def main() -> None:
-    for name in ("model", "images", "words", "out"):
-        if not FLAGS[name].value:
-            raise UserError(f"--{name} is missing. For example:\n{_EXAMPLE}")
+    program.require("model", "images", "words", "out")
     words, out = vocabulary.parse_words(FLAGS.words), Path(FLAGS.out)
     classes = Classes.of(words, _background())
-    found = find(FLAGS.images)  # before the model is loaded
+    found = find(FLAGS.images, out)  # before the model is loaded
     outputs = Outputs(out, found.folder, words, images.png_names(found.names), FLAGS.scores)
-    if any((found.folder / name).resolve().is_relative_to(out.resolve()) for name in found.names):
-        raise UserError(f"Some of --images={FLAGS.images} lie in --out={out}. Give another --out.")
-    if out.resolve().is_relative_to(found.folder.resolve()) and Path(FLAGS.images).is_dir():
-        raise UserError(
-            f"--out={out} lies in --images={FLAGS.images}, so that its pictures would be taken for "
-            "images the next time. Give a folder beside it."
-        )
     segmenter = load(FLAGS.model, _changes(), vision=FLAGS.vision, clip=FLAGS.clip)
     with workfolder.hold(out):
         _claim(outputs, segmenter, classes)
@@ -187,14 +220,15 @@ def main() -> None:
             raise UserError(f"None of the images in {FLAGS.images} can be read.")
         print("Writing coco.json and the contact sheet ...", flush=True)
         names = [name for name in found.names if name not in skipped]
-        outputs.finish(names, skipped, f"Segmented by {FLAGS.model} (FMbSeg)")
+        shares = outputs.finish(names, skipped, f"Segmented by {FLAGS.model} (FMbSeg)")
+    print(_told(shares, classes))
     print(f"Label maps, overlays, coco.json and contact_sheet.png are in {out}; ", end="")
     print(f"skipped: {len(skipped)}" + (", listed in skipped.tsv." if skipped else "."))
 
 
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
-    flags.DEFINE_string("model", "", "Exported aligner: an export/ folder, or an id of the hub.")
+    program.define_model()
     flags.DEFINE_string("images", "", "Folder of images, one file, or a pattern 'photos/**/*.jpg'.")
     flags.DEFINE_string("words", "", 'Words to segment by: "sky,grass", or a file with one a line.')
     flags.DEFINE_string("out", "", "Where the results go; made if needed.")
@@ -206,7 +240,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch_size", 0, "Windows at once on each device; 0: training's.")
     flags.DEFINE_string("compute", "", 'What is multiplied in: "float32", or "bfloat16" (faster).')
     flags.DEFINE_integer("pamr", 0, "Iterations of PAMR, which lets borders follow the colours.")
-    flags.DEFINE_string("vision", "", "Where its vision encoder is now, if that has moved.")
-    flags.DEFINE_string("clip", "", "Where its CLIP is now, if that has moved.")
     flags.DEFINE_bool("strict", False, "Stop at the first image that cannot be read.")
     program.run(main)

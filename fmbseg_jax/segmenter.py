@@ -19,6 +19,7 @@ from fmbseg_jax.classes import Background, Classes, Words
 from fmbseg_jax.data import accept
 from fmbseg_jax.data.accept import ImageLike
 from fmbseg_jax.dense import Dense
+from fmbseg_jax.errors import UserError
 from fmbseg_jax.looking import Looker, Prepared
 from fmbseg_jax.models import weights
 from fmbseg_jax.text import text_features
@@ -152,7 +153,11 @@ class Segmenter:
 
         The windows of several images share a batch, and all devices of this host take part.
         """
-        classes = Classes.of(words, background)
+        if isinstance(images, str):
+            raise UserError(f"segment_batch takes a list of images: [{images!r}].")
+        return self._batch(images, Classes.of(words, background))
+
+    def _batch(self, images: Iterable[ImageLike], classes: Classes) -> Iterator[Segmentation]:
         prepared = ((i, self.prepare(image)) for i, image in enumerate(images))
         for found in self.label_maps(prepared, classes, with_scores=True):
             assert found.scores is not None

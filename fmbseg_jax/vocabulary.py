@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ def check_words(words: Iterable[str], source: str = "the word list") -> tuple[st
     if isinstance(words, str):
         listed = ", ".join(repr(word.strip()) for word in words.split(","))
         raise UserError(f"Words come in a list: [{listed}]; got the string {words!r}.")
+    if not isinstance(words, Iterable):
+        raise UserError(f"Words come in a list: ['sky', 'grass']; got {words!r}.")
     words = tuple(words)
     if strange := [word for word in words if not isinstance(word, str)]:
         raise UserError(
@@ -71,7 +74,7 @@ def read_words(path: str | Path) -> tuple[str, ...]:
 
 def parse_words(argument: str) -> tuple[str, ...]:
     """Words as given on a command line: the path of a word list, or `sky,grass,sail boat`."""
-    if Path(argument).is_file():
+    if os.path.isfile(argument):  # False, too, for lists too long to be a path
         return read_words(argument)
     if argument.endswith(".txt") or ("/" in argument and "," not in argument):
         return read_words(argument)  # meant as a path: say that it is not there
@@ -80,7 +83,7 @@ def parse_words(argument: str) -> tuple[str, ...]:
 
 def read_templates(argument: str) -> tuple[str, ...]:
     """Templates, `a photo of a {}.`: one or several, a line each, or a text file of such lines."""
-    file = "{}" not in argument and Path(argument).is_file()
+    file = "{}" not in argument and os.path.isfile(argument)
     text = Path(argument).read_text(encoding="utf-8-sig") if file else argument
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 

@@ -12,6 +12,7 @@ import fcntl
 import fnmatch
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -144,7 +145,8 @@ def hold(folder: epath.PathLike) -> Iterator[None]:
 def _sweep(folder: Path) -> None:
     """Removes what killed runs, or killed workers of this one, have left unfinished."""
     for path in folder.rglob("*.incomplete"):
-        path.unlink(missing_ok=True)
+        if re.search(r"-\d+-\d+\.incomplete$", path.name):  # of images.incomplete, nobody else's
+            path.unlink(missing_ok=True)
 
 
 def _lock_file(folder: Path) -> IO[str]:

@@ -263,7 +263,7 @@ SIZES = {"kind": "mlp", "output": 24, "mlp_ratio": 2, "heads": 4}
         ({"words": [1, 2]}, "'words' are not strings"),
         ({"params": {"hash": "x", "files": {"../../../etc/passwd": 1}}}, "lacks 1 of 1 files"),
         ({"params": []}, "'params' is not"),
-        ({"config": {"eval.window": "70"}}, "eval.window = '70'; expected a int"),
+        ({"config": {"eval.window": "70"}}, "eval.window is a int, like 448; got '70'"),
         ({"config": {"eval.template": "/etc/passwd"}}, "names a file of templates"),
         ({"config": {"eval.short_side": -1}}, "eval.short_side is a positive number"),
         ({"config": {"eval.__class__": "x", "models.clip": "x"}}, None),

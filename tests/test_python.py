@@ -106,6 +106,26 @@ def test_what_is_no_image_gets_advice(segmenter, given, advice):
         segmenter.segment(given, WORDS)
 
 
+def test_broken_images_get_a_message(segmenter, tmp_path):
+    image = photograph(90, 120)
+    Image.fromarray(image).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:700])
+    with pytest.raises(UserError, match="The Pillow image cannot be read"):
+        segmenter.segment(Image.open(tmp_path / "cut.jpg"), WORDS)
+    with pytest.raises(UserError, match="It holds no numbers"):
+        segmenter.segment([[1, 2], [3]], WORDS)
+    with pytest.raises(UserError, match="A side has up to 65000 pixels"):
+        segmenter.segment(np.zeros((1, 70_000, 3), np.uint8), WORDS)
+    Image.new("RGB", (70_000, 1)).save(tmp_path / "long.png")
+    with pytest.raises(UserError, match="70000 pixels long; 65000 are possible"):
+        segmenter.segment(tmp_path / "long.png", WORDS)
+
+
+def test_batches_check_their_words_at_once(segmenter):
+    with pytest.raises(UserError, match="holds no word"):
+        segmenter.segment_batch([], [])
+
+
 def test_the_advice_works(segmenter):
     """What the messages say to pass is what is then accepted."""
     image = np.moveaxis(np.moveaxis(FLOAT, -1, 0), 0, -1)
@@ -122,7 +142,9 @@ def test_the_advice_works(segmenter):
         (["sky", 7], "Words are strings; got 7, of type int"),
         (["sky", "  "], "word 2 is empty"),
         (["sky", "Sky"], "'Sky', is word 1 again"),
-        ({"couch": []}, "word 1 is empty"),
+        ({"couch": []}, "'couch' cannot be used: it holds no word"),
+        ({"couch": 3}, "Words come in a list"),
+        (None, "Words come in a list"),
         ({"couch": ["sofa"], "seat": ["chair", "sofa"]}, "is word 1 again"),
     ],
 )
@@ -150,7 +172,7 @@ def test_the_background_is_ignore(segmenter):
     expected = np.where(found.argmax(-1) < 2, found.argmax(-1), IGNORE)
     assert {0, 1, IGNORE} >= set(np.unique(by_words))
     assert np.mean(by_words == expected) > 0.999
-    threshold = float(np.median(found.max(-1)))
+    threshold = np.median(found.max(-1))  # a number of NumPy's
     by_threshold = segmenter.segment(image, WORDS, background=threshold)
     expected = np.where(found.max(-1) < threshold, IGNORE, found.argmax(-1))
     assert np.mean(by_threshold == expected) > 0.999

@@ -48,6 +48,13 @@ def test_decompression_bombs_are_refused(tmp_path):
         images.decode(bomb.read_bytes())
 
 
+def test_nothing_but_pictures_is_opened():
+    """Whatever a file is called: Pillow would hand PostScript to an interpreter."""
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"
+    with pytest.raises(images.ImageError, match="not an image file"):
+        images.decode(postscript)
+
+
 def test_a_segmented_folder_cannot_leave_its_folder(tmp_path):
     """Links inside the images are followed to read; what is written stays under --out."""
     (tmp_path / "photos").mkdir()

@@ -1,6 +1,7 @@
 """Segmenting a folder: what is written, what others read of it, what goes wrong."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -53,6 +54,8 @@ def test_segmenting_a_folder(export, photos, tmp_path):
     output = run(*segment, fresh=True).stdout
     assert "skipped broken.jpg: cannot be read" in output
     assert "skipped: 2, listed in skipped.tsv." in output
+    shares = dict(re.findall(r"(sky|sail boat) (\d+) %", output))
+    assert 99 <= sum(map(int, shares.values())) <= 101
     skipped = [line.split("\t")[0] for line in (out / "skipped.tsv").read_text().splitlines()]
     assert skipped == ["broken.jpg", "empty.png"]
     segmenter = fmbseg_jax.load(export)
@@ -157,6 +160,19 @@ def test_a_pattern_or_a_file_will_do(export, photos, tmp_path):
     assert "No image matches" in none.stdout
 
 
+def test_results_among_the_images_are_no_images(export, photos):
+    """Also by a pattern that matches them; and an image that has changed is segmented again."""
+    out = photos / "sub" / "out"
+    for images_ in (photos, photos, f"{photos}/**/*.*"):
+        assert "skipped: 2" in run(*command(export, images_, out)).stdout
+    assert sorted(path.name for path in (out / "labels").rglob("*.png")) == sorted(
+        f"{name.split('/')[-1][:-4]}.png" for name in NAMES
+    )
+    Image.new("RGB", (33, 44), "red").save(photos / "a.png")
+    run(*command(export, photos, out))
+    assert Image.open(out / "labels" / "a.png").size == (33, 44)
+
+
 def test_many_words_take_16_bits(tmp_path):
     labels = np.asarray([[0, 299, IGNORE]], np.uint16)
     for words, mode in ((254, "P"), (255, "P"), (256, "I;16"), (300, "I;16")):
@@ -226,8 +242,9 @@ def test_segment_errors(export, photos, tmp_path):
     assert "None of the images" in error(images=tmp_path / "none", out=tmp_path / "p")
     assert "separated by commas" in error(words="car/truck")
     assert "is no exported aligner" in error(model=tmp_path)
-    assert "would be taken for images" in error(out=photos / "sub" / "out")
-    assert "lie in --out" in error(images=f"{photos}/*.png", out=photos)
+    assert "All images of" in error(images=f"{photos}/*.png", out=photos)
+    assert "word 1 is empty" in error(words="," * 300)
+    assert "--threshold=0.5 is the flag" in error("--background=0.5")
     assert "not both" in error("--background=wall", "--threshold=0.1")
     assert "from -1 to 1; got 3.0" in error("--threshold=3")
     assert "eval.compute is one of float32, bfloat16" in error("--compute=float8")
@@ -250,8 +267,8 @@ def test_a_full_disk_stops_with_a_message(export, photos, tmp_path, monkeypatch)
         write(path, data)
 
     monkeypatch.setattr(images, "write_atomically", full)
-    found = find(str(photos / "*.png"))
     (photos / "empty.png").unlink()
+    found = find(str(photos / "*.png"), tmp_path / "out")
     outputs = Outputs(tmp_path / "out", found.folder, ["sky"], images.png_names(found.names), False)
     with pytest.raises(OSError, match="No space left"):
         segment_images(fmbseg_jax.load(export), found, Classes.of(["sky"]), outputs, strict=False)

@@ -28,8 +28,14 @@ def image(given: ImageLike) -> np.ndarray:
     if isinstance(given, (str, os.PathLike)):
         return _file(Path(given))
     if isinstance(given, Image.Image):
-        return images.pixels(given)
-    array = np.asarray(given)
+        try:
+            return images.pixels(given)
+        except (OSError, ValueError) as error:  # opened, but cut short
+            raise images.ImageError(f"The Pillow image cannot be read: {error}") from None
+    try:
+        array = np.asarray(given)
+    except (ValueError, TypeError):  # lists of several lengths
+        array = np.asarray(None)
     if advice := _advice(array):
         raise UserError(
             "An image is a uint8 array [H, W, 3], RGB in [0, 255], a Pillow image or a path; got "
@@ -39,8 +45,8 @@ def image(given: ImageLike) -> np.ndarray:
 
 
 def _file(path: Path) -> np.ndarray:
-    if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "is not there"
+    if not os.path.isfile(path):
+        kind = "is a folder" if os.path.isdir(path) else "is not there"
         raise UserError(f"The image {path} {kind}. Give the path of an image file.")
     try:
         return images.decode(path.read_bytes())
@@ -51,9 +57,12 @@ def _file(path: Path) -> np.ndarray:
 def _advice(array: np.ndarray) -> str:
     """What to pass in place of an array; "" where it is an image."""
     if array.dtype == object or array.dtype.kind not in "buif":
-        return "It holds no numbers."
+        several = array.ndim > 0 and array.size > 0
+        return "It holds no numbers." + " segment_batch takes several images." * several
     if not array.size:
         return "It is empty."
+    if max(array.shape) > images.LONGEST:
+        return f"A side has up to {images.LONGEST} pixels."
     return _advice_on_shape(array.shape) or _advice_on_values(array)
 
 

@@ -18,6 +18,10 @@ from PIL import Image, ImageOps
 from fmbseg_jax.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+"""What Pillow may open: pictures, whatever a file is called, and no PostScript."""
+LONGEST = 65_000
+"""Longest side of an image, in pixels; a JPEG, and a matrix that resizes, have room for it."""
 LONG_SIDE = 2048
 """Longest side of a resized image, as in the evaluation protocol (mmseg's `img_scale`)."""
 
@@ -113,8 +117,7 @@ def decode(data: bytes) -> np.ndarray:
       ImageError: the data is not an image, is cut short, or is too large to be one.
     """
     try:
-        with Image.open(io.BytesIO(data)) as file:
-            file.load()
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             return pixels(file)
     except MemoryError:  # not the file's fault
         raise
@@ -127,6 +130,9 @@ def decode(data: bytes) -> np.ndarray:
 
 def pixels(image: Image.Image) -> np.ndarray:
     """A Pillow image → uint8 [H, W, 3], RGB, upright; transparency and depth as in `decode`."""
+    if max(image.size) > LONGEST:
+        raise ValueError(f"it is {max(image.size)} pixels long; {LONGEST} are possible")
+    image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         return _scale_to_8_bits(np.asarray(image))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fmbseg_jax.data.images import EXTENSIONS
+from fmbseg_jax.data.images import EXTENSIONS, FORMATS
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
 
@@ -77,7 +77,7 @@ def read_values(file: str | Path) -> np.ndarray:
       UserError: there is no such file, it cannot be read, or has several channels.
     """
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             mode, values = image.mode, np.asarray(image)
     except FileNotFoundError:
         raise UserError(f"No label map at {file}.") from None
