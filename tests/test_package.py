@@ -75,7 +75,7 @@ def test_the_wheel_holds_the_package_alone(wheel):
     parts = {name.split("/")[0] for name in names}
     assert parts == {"fmbseg_jax", "labelling", f"fmbseg_jax-{fmbseg_jax.__version__}.dist-info"}
     code = {name for name in names if ".dist-info/" not in name}
-    assert {Path(name).suffix for name in code} == {".py", ".txt"}
+    assert {Path(name).suffix for name in code} == {".py", ".txt", ".typed"}
     for folder in ("fmbseg_jax", "labelling"):
         source = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.py")}
         shipped = {f"fmbseg_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
