@@ -5,8 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
+
+
+def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """uint8 [height, width, 3], smooth patches of colour."""
+    from fmbseg_jax.data import images
+
+    coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), np.uint8)
+    return images.resize(coarse, (height, width))
 
 
 def at_unit_scale(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run
-from models import save_aligner, save_dinov2
+from models import photograph, save_aligner, save_dinov2
 from PIL import Image
 from safetensors.numpy import load_file
 
 import fmbseg_jax
 from fmbseg_jax import exported, hub
-from fmbseg_jax.data import images
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import aligner, encoders, weights
 
@@ -33,11 +32,6 @@ def export(world, tmp_path_factory):
 @pytest.fixture
 def copy(export, tmp_path):
     return shutil.copytree(export, tmp_path / "export")
-
-
-def photograph(height, width, seed=0):
-    coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), np.uint8)
-    return images.resize(coarse, (height, width))
 
 
 def blocks():

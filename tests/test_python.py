@@ -5,12 +5,11 @@ import threading
 
 import numpy as np
 import pytest
-from models import save_aligner
+from models import photograph, save_aligner
 from PIL import Image
 
 import fmbseg_jax
 from fmbseg_jax import config, looking
-from fmbseg_jax.data import images
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.loading import load
 from fmbseg_jax.recent import Recent
@@ -27,11 +26,6 @@ def export(world, tmp_path_factory):
 @pytest.fixture(scope="module")
 def segmenter(export):
     return fmbseg_jax.load(export)
-
-
-def photograph(height, width, seed=0):
-    coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), np.uint8)
-    return images.resize(coarse, (height, width))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run
+from models import photograph
 from torch.nn.functional import gelu, interpolate, normalize
 from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 
@@ -37,11 +38,6 @@ def export(world, tmp_path_factory):
 @pytest.fixture(scope="module")
 def segmenter(export):
     return fmbseg_jax.load(export)
-
-
-def photograph(height, width, seed=0):
-    coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), np.uint8)
-    return images.resize(coarse, (height, width))
 
 
 def reference(world, segmenter, image, antialias=True):
