@@ -14,6 +14,7 @@ pip install "fmbseg-jax[app]".
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import tempfile
@@ -34,6 +35,8 @@ _WORDS = 20  # of the training's, that stand in the box at first
 
 def main() -> None:
     program.require("model")
+    for number in (signal.SIGINT, signal.SIGTERM):  # either way, what was uploaded is removed
+        signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="fmbseg_page_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when Gradio is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -79,17 +82,10 @@ def _serve(folder: Path) -> None:
         ) from None
     if FLAGS.host not in ("127.0.0.1", "localhost", "::1"):
         print(f"Whoever reaches {FLAGS.host} can use this page: it has no login.")
-    print(f"The page is at {address} Ctrl-C ends it.", flush=True)
-    _wait_for_the_end()
+    with contextlib.suppress(KeyboardInterrupt):
+        print(f"The page is at {address} Ctrl-C ends it.", flush=True)
+        threading.Event().wait()
     blocks.close(verbose=False)
-
-
-def _wait_for_the_end() -> None:
-    """Until Ctrl-C or SIGTERM, so that what was uploaded is removed either way."""
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    ended.wait()
 
 
 if __name__ == "__main__":

@@ -330,7 +330,7 @@ def test_other_features_are_refused(with_features, world, tmp_path):
 def test_an_export_of_eight_devices_loads_on_one(tmp_path):
     params = sharding.replicate(sharding.data_mesh(), {"kernel": jnp.arange(6.0).reshape(2, 3)})
     encoder = {"source": "", "hash": ""}
-    model = {"vision": encoder, "clip": encoder, "words": [], "config": {}}
+    model = {"vision": encoder, "clip": encoder, "words": [], "images": 0, "config": {}}
     model["aligner"] = {"kind": "linear", "output": 1, "mlp_ratio": 1, "heads": 1}
     exported.save_export(tmp_path / "export", exported.Export(params, model), "")
     code = f"""
