@@ -35,8 +35,14 @@ def overlay(
     return mixed.astype(np.uint8)
 
 
-def with_legend(picture: np.ndarray, labels: np.ndarray, words: Sequence[str]) -> np.ndarray:
-    """A picture [H, W, 3] of a label map [H, W], and under it the words that are there."""
+def with_legend(
+    picture: np.ndarray, labels: np.ndarray, words: Sequence[str], ignored: str
+) -> np.ndarray:
+    """A picture [H, W, 3] of a label map [H, W], and under it the words that are there.
+
+    Args:
+      ignored: what pixels of label IGNORE are called.
+    """
     present = np.unique(labels)
     size = int(np.clip(picture.shape[1] // 40, 13, 40))
     below = legend(
@@ -44,7 +50,7 @@ def with_legend(picture: np.ndarray, labels: np.ndarray, words: Sequence[str]) -
         max(picture.shape[1], 20 * size),
         [int(i) for i in present if i != IGNORE],
         size,
-        unlabelled=IGNORE in present,
+        ignored if IGNORE in present else "",
     )
     height, width = picture.shape[0] + len(below), below.shape[1]
     sheet = np.full((height, width, 3), PAPER, np.uint8)
@@ -75,17 +81,18 @@ def legend(
     width: int,
     present: Sequence[int] | None = None,
     size: int = 15,
-    unlabelled: bool = False,
+    ignored: str = "",
 ) -> np.ndarray:
     """uint8 [h, width, 3]: a swatch and the name of each word in `present` (default: all).
 
-    With `unlabelled` a last swatch says "no word".
+    Args:
+      ignored: what pixels of label IGNORE are called, at the end of the legend; "": nothing.
     """
     indices = list(range(len(words)) if present is None else present)
     colours = np.vstack([palette(len(words)), np.asarray([UNLABELLED], np.uint8)])
-    if unlabelled:
+    if ignored:
         indices.append(len(words))
-    words = [*words, "no word"]
+    words = [*words, ignored]
     letters = font(size)
     entries, x, y = [], 0, 0
     for i in indices:
@@ -105,54 +112,62 @@ def legend(
 
 def contact_sheet(
     columns: Sequence[str],
-    rows: Sequence[Sequence[np.ndarray]],
+    examples: Sequence[Sequence[np.ndarray]],
     words: Sequence[str],
     *,
+    across: int = 1,
     title: str = "",
     subtitle: str = "",
     tile: int = 192,
     captions: Sequence[str] = (),
     present: Sequence[int] | None = None,
-    unlabelled: bool = False,
+    ignored: str = "",
 ) -> np.ndarray:
     """Pictures in a grid under column headings, with a legend of the words below.
 
     Args:
       columns: the heading of each column.
-      rows: one list of uint8 [H, W, 3] pictures for each row, as many as there are columns.
-      tile: side of the square that each picture is fitted into, in pixels.
-      captions: for each row a few words, laid over its first picture.
+      examples: for each, its uint8 [H, W, 3] pictures, as many as there are columns.
+      across: examples in a row.
+      tile: side of the square that each picture is fitted into, in pixels; a row of wide pictures
+        is as high as they are.
+      captions: a few words on each example, laid over its first picture.
       present: words in the legend; default: all.
-      unlabelled: whether the legend has a colour for "no word".
+      ignored: as for `legend`.
 
     Returns:
       uint8 [h, w, 3].
     """
     margin, gap = 28, 8
-    width = 2 * margin + len(columns) * (tile + gap) - gap
+    across = min(across, len(examples))
+    headings = list(columns) * across
+    tiles = [_fit(picture, tile) for example in examples for picture in example]
+    rows = [tiles[i : i + len(headings)] for i in range(0, len(tiles), len(headings))]
+    heights = [max(picture.height for picture in row) for row in rows]
+
+    width = 2 * margin + len(headings) * (tile + gap) - gap
     width = max(width, 2 * margin + int(font(28).getlength(title)))
-    words_below = legend(words, width - 2 * margin, present, unlabelled=unlabelled)
-    head = (44 if title else 0) + (26 if subtitle else 0) + 32
-    height = margin + head + len(rows) * (tile + gap) + 12 + len(words_below) + margin // 2
-    sheet = Image.new("RGB", (width, height), PAPER)
+    words_below = legend(words, width - 2 * margin, present, ignored=ignored)
+    top = margin + (44 if title else 0) + (26 if subtitle else 0) + 32
+    bottom = top + sum(heights) + gap * len(rows) + 12
+    sheet = Image.new("RGB", (width, bottom + len(words_below) + margin // 2), PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
         draw.text((margin, margin - 6), title, _INK, font(28))
     if subtitle:
         draw.text((margin, margin + (38 if title else 0)), subtitle, _FAINT, font(15))
-    top = margin + head
-    for j, heading in enumerate(columns):
+    for j, heading in enumerate(headings):
         draw.text((margin + j * (tile + gap) + tile // 2, top - 12), heading, _INK, font(16), "ms")
-    for i, row in enumerate(rows):
+    said = iter(captions)
+    for row, height in zip(rows, heights, strict=True):
         for j, picture in enumerate(row):
-            at = (margin + j * (tile + gap), top + i * (tile + gap))
-            _paste(sheet, picture, at, tile)
-        if i < len(captions) and captions[i]:
-            at = (margin + 6, top + i * (tile + gap) + 6)
-            box = draw.textbbox(at, captions[i], font(14))
-            draw.rounded_rectangle((box[0] - 4, box[1] - 4, box[2] + 4, box[3] + 4), 4, PAPER)
-            draw.text(at, captions[i], _INK, font(14))
-    sheet.paste(Image.fromarray(words_below), (margin, top + len(rows) * (tile + gap) + 12))
+            left = margin + j * (tile + gap)
+            at = (left + (tile - picture.width) // 2, top + (height - picture.height) // 2)
+            sheet.paste(picture, at, _rounded(picture.size))
+            if j % len(columns) == 0 and (caption := next(said, "")):
+                _write(draw, (left + 6, at[1] + 6), caption, tile - 20)
+        top += height + gap
+    sheet.paste(Image.fromarray(words_below), (margin, bottom))
     return np.asarray(sheet)
 
 
@@ -183,11 +198,27 @@ def matrix(
     return np.asarray(sheet)
 
 
-def _paste(sheet: Image.Image, picture: np.ndarray, at: tuple[int, int], tile: int) -> None:
+def _fit(picture: np.ndarray, side: int) -> Image.Image:
+    """A picture [H, W, 3], its longer side as long as `side`."""
     image = Image.fromarray(picture)
-    scale = tile / max(image.size)
+    scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    image = image.resize(size, Image.Resampling.LANCZOS)
-    corners = Image.new("L", size, 0)
-    ImageDraw.Draw(corners).rounded_rectangle((0, 0, size[0] - 1, size[1] - 1), 6, 255)
-    sheet.paste(image, (at[0] + (tile - size[0]) // 2, at[1] + (tile - size[1]) // 2), corners)
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _rounded(size: tuple[int, int]) -> Image.Image:
+    """Mask of a picture with rounded corners; (width, height) in pixels."""
+    mask = Image.new("L", size, 0)
+    ImageDraw.Draw(mask).rounded_rectangle((0, 0, size[0] - 1, size[1] - 1), 6, 255)
+    return mask
+
+
+def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int) -> None:
+    """A line on paper; of one that is too wide the end, where file names differ."""
+    letters, whole = font(14), text
+    while whole and letters.getlength(text) > width:
+        whole = whole[1:]
+        text = f"…{whole}"
+    box = draw.textbbox(at, text, letters)
+    draw.rounded_rectangle((box[0] - 4, box[1] - 4, box[2] + 4, box[3] + 4), 4, PAPER)
+    draw.text(at, text, _INK, letters)

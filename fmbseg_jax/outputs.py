@@ -25,7 +25,7 @@ from fmbseg_jax.data import coco_writer, images, label_maps
 from fmbseg_jax.vocabulary import IGNORE, synonyms
 
 BACKGROUND = "background"
-_SHEET, _ACROSS = 12, 2  # images in the contact sheet, and in a row of it
+_SHEET = 12  # images in the contact sheet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Outputs:
         """
         overlay, palette = io.BytesIO(), colours.palette(len(self.words))
         painted = figures.overlay(image, labels, len(self.words))
-        picture = Image.fromarray(figures.with_legend(painted, labels, self._titles))
+        picture = Image.fromarray(figures.with_legend(painted, labels, self._titles, BACKGROUND))
         picture.save(overlay, "JPEG", quality=90)
         contents = [
             label_maps.encode_coloured(labels, palette, colours.UNLABELLED), overlay.getvalue()
@@ -112,17 +112,19 @@ class Outputs:
             yield name, label_maps.read(self.files(name)[0], len(self.words))
 
     def _write_sheet(self, names: Sequence[str]) -> None:
-        pairs, present = [], set()
+        examples, present = [], set()
         for name, labels in self._maps(names):
             image = images.decode((self.images / name).read_bytes())
-            pairs += [image, figures.overlay(image, labels, len(self.words))]
+            examples.append([image, figures.overlay(image, labels, len(self.words))])
             present |= set(np.unique(labels).tolist())
-        width = min(len(pairs), 2 * _ACROSS)
         sheet = figures.contact_sheet(
-            ["image", "segmentation"] * (width // 2),
-            [pairs[i : i + width] for i in range(0, len(pairs), width)],
+            ["image", "segmentation"],
+            examples,
             self._titles,
+            across=2,
+            tile=240,
+            captions=names,
             present=sorted(present - {IGNORE}),
-            unlabelled=IGNORE in present,
+            ignored=BACKGROUND if IGNORE in present else "",
         )
         Image.fromarray(sheet).save(self.out / "contact_sheet.png")

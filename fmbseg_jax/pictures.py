@@ -98,19 +98,20 @@ def _sheet(
 ) -> np.ndarray:
     """uint8 [h, w, 3]: the images that have a caption, `across` of them in a row."""
     words = len(benchmark.words)
-    groups = [
+    examples = [
         [benchmark.image(name), *(figures.colourise(one[name], words) for one in columns.values())]
         for name in captions
     ]
     maps = [one[name] for one in columns.values() for name in captions]
     present = np.unique(np.concatenate([np.unique(labels) for labels in maps]))
     return figures.contact_sheet(
-        ["image", *columns] * min(across, len(groups)),
-        [sum(groups[i : i + across], []) for i in range(0, len(groups), across)],
+        ["image", *columns],
+        examples,
         benchmark.words,
+        across=across,
         title=title,
         captions=list(captions.values()),
         tile=160,
         present=[int(i) for i in present if i != IGNORE],
-        unlabelled=IGNORE in present,
+        ignored="no word" if IGNORE in present else "",
     )

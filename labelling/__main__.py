@@ -106,8 +106,8 @@ def label_images(config: Config) -> None:
         else:
             print("Every shard is there: nothing to label.")
         if missing or not dataset.finished:
-            dataset.finish({"words": list(words), "config": flatten(config)})
-        print_summary(config, dataset)
+            dataset.finish(words, flatten(config))
+        print_summary(config, dataset, words)
         if FIGURES.value:
             worker.draw_missing()
             print(f"figures in {worker.figures}")
@@ -208,7 +208,7 @@ def _devices(config: Config) -> list[str]:
     return models.devices(config.label.device, WORKERS.value)
 
 
-def print_summary(config: Config, dataset: Dataset) -> None:
+def print_summary(config: Config, dataset: Dataset, words: Sequence[str]) -> None:
     """What is in the dataset, over all runs."""
     counts = dataset.counts()
     wordless = f"; none in {counts.wordless} images" if counts.wordless else ""
@@ -218,12 +218,27 @@ def print_summary(config: Config, dataset: Dataset) -> None:
         f"\npseudo labels in {dataset.folder}\n"
         f"  images    {counts.images}: {counts.records} labelled, {len(counts.skipped)} skipped\n"
         f"  words     {counts.words / counts.records:.1f} in each image{wordless}\n"
+        f"{_by_word(counts.images_by_word(words))}"
         f"  coverage  {counts.coverage:.1%} of the pixels\n"
         f"  shards    {dataset.num_shards}, {counts.bytes / 1e6:,.1f} MB"
     )
     if counts.skipped:
         print(f"skipped (all in {dataset.folder / 'skipped.tsv'}):\n{counts.reasons()}")
         print("Once they are mended, the same command labels them.")
+
+
+_MOST = 15  # words that are told
+
+
+def _by_word(counts: Mapping[str, int]) -> str:
+    """In how many images the words were found; those never found may want another name."""
+    found = [f"{word} {count}" for word, count in counts.items() if count]
+    never = [word for word, count in counts.items() if not count]
+    lines = ""
+    for title, words in (("found in", found), ("never", never)):
+        more = f", and {len(words) - _MOST} more (metadata.json)" * (len(words) > _MOST)
+        lines += f"  {title:10}{', '.join(words[:_MOST])}{more}\n" * bool(words)
+    return lines
 
 
 def _check_models(config: Config) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,17 +25,20 @@ class Counts:
     pixels: int = 0
     labelled: int = 0
     """Pixels with a word."""
+    by_word: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Images in which a word was found, by its index, a string as JSON wants it."""
     skipped: list[list[str]] = dataclasses.field(default_factory=list)
     """Name and reason of each image left out."""
 
     def add(self, label: PseudoLabel, size: int) -> None:
         """Counts a record of `size` bytes."""
-        words = len(label.found) or len(np.setdiff1d(label.labels, [IGNORE]))
+        found = label.found if len(label.found) else np.setdiff1d(label.labels, [IGNORE])
         self.images += 1
         self.records += 1
         self.bytes += size
-        self.words += words
-        self.wordless += words == 0
+        self.words += len(found)
+        self.wordless += len(found) == 0
+        self.by_word = dict(Counter(self.by_word) + Counter(map(str, found.tolist())))
         self.pixels += label.labels.size
         self.labelled += int(np.count_nonzero(label.labels != IGNORE))
 
@@ -43,8 +48,14 @@ class Counts:
         self.skipped.append([name, reason])
 
     def __add__(self, other: Counts) -> Counts:
-        names = [field.name for field in dataclasses.fields(self)]
-        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        names = {field.name for field in dataclasses.fields(self)} - {"by_word"}
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return Counts(**sums, by_word=dict(Counter(self.by_word) + Counter(other.by_word)))
+
+    def images_by_word(self, words: Sequence[str]) -> dict[str, int]:
+        """In how many images each word was found, the most frequent first."""
+        counts = {word: self.by_word.get(str(i), 0) for i, word in enumerate(words)}
+        return dict(sorted(counts.items(), key=lambda one: -one[1]))
 
     @property
     def skipped_names(self) -> list[str]:

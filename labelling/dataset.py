@@ -158,7 +158,7 @@ class Dataset:
         """Whether the metadata, which come last, are there."""
         return (self.folder / "dataset_info.json").exists()
 
-    def finish(self, metadata: dict[str, Any]) -> None:
+    def finish(self, words: Sequence[str], config: dict[str, Any]) -> None:
         """Writes the list of skipped images, and last what makes this a finished dataset."""
         shards = [self._written[shard] for shard in range(self.num_shards)]
         total = sum(shards, Counts())
@@ -166,9 +166,11 @@ class Dataset:
             raise UserError(f"None of the images can be read:\n{total.reasons()}")
         models = self._progress / "models.json"
         metadata = {
-            **metadata,
+            "words": list(words),
+            "config": config,
             "models": json.loads(models.read_text()) if models.exists() else {},
             "coverage": total.coverage,
+            "images_by_word": total.images_by_word(words),
             "skipped": len(total.skipped),
         }
         lines = ["\t".join(entry).replace("\n", " ") + "\n" for entry in total.skipped]

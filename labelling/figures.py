@@ -81,7 +81,7 @@ def label_sheet(label: PseudoLabel, words: Sequence[str], scene: Scene | None = 
         title=label.filename,
         subtitle=f"{len(label.found)} words found, {covered:.0%} of the pixels labelled",
         present=sorted({*label.found.tolist(), *np.unique(label.labels).tolist()} - {IGNORE}),
-        unlabelled=IGNORE in label.labels,
+        ignored="no word" if IGNORE in label.labels else "",
     )
 
 

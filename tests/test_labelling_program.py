@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,12 @@ def test_a_whole_run(world, capsys):
     assert "images    8: 8 labelled, 0 skipped" in output.out
     assert f"coverage  {covered:.1%} of the pixels" in output.out
     assert f"{np.mean([len(r.found) for r in labels]):.1f} in each image" in output.out
+    by_word = Counter(WORDS[i] for r in labels for i in r.found)
+    told = example.read_metadata(world / "work" / "pseudo_labels")["images_by_word"]
+    assert told == {word: by_word[word] for word in WORDS}
+    assert list(told.values()) == sorted(told.values(), reverse=True)
+    found = [f"{word} {count}" for word, count in told.items() if count]
+    assert f"found in  {', '.join(found)}\n" in output.out
     assert "8/8" in output.err and f"coverage {covered:.1%}" in output.err
     figures = world / "work" / "figures" / "labelling"
     assert sorted(p.name for p in figures.rglob("*.png")) == ["0.png.png", "2.png.png"]
@@ -119,7 +126,9 @@ def test_image_level_labels(world):
 
 def test_no_word_reaches_min_crops(world, capsys):
     assert label(world, "--config.label.min_crops=1000") == (0, "")
-    assert "0.0 in each image; none in 8 images (no word has 1000 crops" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "0.0 in each image; none in 8 images (no word has 1000 crops" in output
+    assert f"never     {', '.join(WORDS)}\n" in output and "found in" not in output
     assert all((r.labels == IGNORE).all() for r in records(world))
 
 

@@ -198,14 +198,36 @@ def test_colours_are_apart_and_stay():
 
 def test_legends_name_what_is_there():
     picture, labels = np.zeros((30, 40, 3), np.uint8), np.full((30, 40), 2, np.uint16)
-    alone = figures.with_legend(picture, labels, ["sky", "grass", "moon"])
+    alone = figures.with_legend(picture, labels, ["sky", "grass", "moon"], "none")
     swatches = {tuple(pixel) for pixel in alone[30:].reshape(-1, 3).tolist()}
     first, _, third = (tuple(colour) for colour in colours.palette(3).tolist())
     assert third in swatches
     assert first not in swatches
     labels[0, 0] = IGNORE
-    with_none = figures.with_legend(picture, labels, ["sky", "grass", "moon"])
+    with_none = figures.with_legend(picture, labels, ["sky", "grass", "moon"], "none")
     assert colours.UNLABELLED in {tuple(pixel) for pixel in with_none[30:].reshape(-1, 3).tolist()}
+
+
+def test_contact_sheets_are_tight_and_say_which_image_is_where():
+    wide, tall = np.zeros((100, 300, 3), np.uint8), np.zeros((300, 100, 3), np.uint8)
+
+    def sheet(*examples, **more):
+        return figures.contact_sheet(["image", "map"], examples, ["sky"], tile=90, **more)
+
+    one_row = sheet([wide, wide], [wide, wide], across=2)
+    assert one_row.shape[1] > 4 * 90
+    two_rows = sheet([wide, wide], [wide, wide])
+    assert two_rows.shape[0] - one_row.shape[0] == 30 + 8  # as high as the pictures, and a gap
+    mixed = sheet([wide, tall], [wide, wide])
+    assert mixed.shape[0] - two_rows.shape[0] == 90 - 30
+    for examples in (1, 2, 3):  # the last row may have room left
+        assert sheet(*[[wide, wide]] * examples, across=2).shape[1] > 200
+    name = "a/long/way/to/the/photograph.jpg"
+    named = sheet([wide, wide], [wide, wide], across=2, captions=[name, ""])
+    changed = (named != one_row).any((0, 2)).nonzero()[0]
+    assert changed.min() >= 28 and changed.max() < 28 + 90
+    other = sheet([wide, wide], [wide, wide], across=2, captions=[name[:-5] + "2.jpg", ""])
+    assert (named != other).any()  # what is cut off is not the end
 
 
 def test_other_words_models_or_images_are_refused(export, photos, tmp_path):
@@ -255,8 +277,9 @@ def test_segment_errors(export, photos, tmp_path):
 def test_a_full_disk_stops_with_a_message(export, photos, tmp_path, monkeypatch):
     """What is whole stays; the run does not pass over what it could not write."""
     from fmbseg_jax.classes import Classes
+    from fmbseg_jax.data.finding import find
     from fmbseg_jax.outputs import Outputs
-    from fmbseg_jax.segment import find, segment_images
+    from fmbseg_jax.segment import segment_images
 
     written, write = [], images.write_atomically
 
