@@ -7,7 +7,7 @@ import runpy
 import sys
 
 import fmbseg_jax
-from fmbseg_jax.extras import how_to_install
+from fmbseg_jax import extras
 
 PROGRAMS = {
     "label": ("labelling", "images and words → pseudo labels, by CLIP and SAM"),
@@ -54,10 +54,7 @@ def start(module: str) -> None:
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except ModuleNotFoundError as error:
-        command = how_to_install(error.name or "")
-        if not command:
-            raise
-        sys.exit(f"\nerror: {error.name} is not installed. This program needs: {command}")
+        sys.exit(extras.missing(error))
 
 
 if __name__ == "__main__":

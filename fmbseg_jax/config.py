@@ -11,6 +11,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+from fmbseg_jax import config_checks
 from fmbseg_jax.errors import UserError
 
 
@@ -261,61 +262,10 @@ class Config(_Section):
 
     def validate(self) -> "Config":
         """Returns self; raises UserError with every fault at once."""
-        faults = list(_faults(self))
+        faults = list(config_checks.faults(flatten(self)))
         if faults:
             raise UserError("The config cannot be used:\n  " + "\n  ".join(faults))
         return self
-
-
-_CHOICES = {
-    "label.stages": ("1.1", "1.2", "both"),
-    "label.combine": ("similarity", "area"),
-    "label.compute": ("auto", "float32", "float16", "bfloat16"),
-    "features.compute": ("float32", "bfloat16"),
-    "features.dtype": ("float16", "int8"),
-    "train.features": ("cached", "online"),
-    "train.compute": ("float32", "bfloat16"),
-    "train.export": ("last", "best"),
-    "eval.average": ("unit", "plain"),
-    "eval.compute": ("float32", "bfloat16"),
-    "eval.background": ("auto", "words", "threshold", "none"),
-    "train.aligner": ("linear", "mlp", "block"),
-    "train.loss": ("tsupcon", "supcon", "prototype"),
-    "train.optimizer": ("sgd", "adamw"),
-}
-_ZERO_ALLOWED = {
-    "seed", "train.images_per_pass", "train.patches_per_image", "train.momentum", "train.warmup",
-    "train.weight_decay", "train.clip_norm", "label.sam.min_area", "label.sam.pred_iou",
-    "label.sam.stability", "eval.threshold", "eval.pamr",
-}  # fmt: skip
-_SHARES = {
-    "label.sam.pred_iou", "label.sam.stability", "label.sam.nms", "label.sam.min_area",
-    "label.sam.max_area", "train.momentum", "train.warmup", "eval.threshold",
-}  # fmt: skip
-
-
-def _faults(config: Config):  # type: ignore[no-untyped-def]
-    for name, value in flatten(config).items():
-        if name in _CHOICES and value not in _CHOICES[name]:
-            yield f"{name} is one of {', '.join(_CHOICES[name])}; got {value!r}."
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if value < 0 or (value == 0 and name not in _ZERO_ALLOWED):
-                zero = "0 or " if name in _ZERO_ALLOWED else ""
-                yield f"{name} is {zero}a positive number; got {value}."
-            elif name in _SHARES and value > 1:
-                yield f"{name} is a share between 0 and 1; got {value}."
-    for section, window in (("label", "crop"), ("eval", "window")):
-        part = getattr(config, section)
-        if part.stride > getattr(part, window):
-            yield (
-                f"{section}.stride is at most {section}.{window}, or pixels would be left out; "
-                f"got {part.stride} > {getattr(part, window)}."
-            )
-        if getattr(part, window) > part.short_side:
-            yield (
-                f"{section}.{window} is at most {section}.short_side, so that a window fits; "
-                f"got {getattr(part, window)} > {part.short_side}."
-            )
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -18,13 +18,14 @@ again to continue. --check looks only whether the benchmarks are as they should 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 from absl import flags
 
-from fmbseg_jax import pictures, program, report, segmenter, sharding, workfolder
+from fmbseg_jax import pictures, program, report, sharding, workfolder
 from fmbseg_jax.classes import of_benchmark
 from fmbseg_jax.config import Config
 from fmbseg_jax.data import label_maps
@@ -32,6 +33,7 @@ from fmbseg_jax.data.benchmarks import Benchmark, check, open_folder, open_publi
 from fmbseg_jax.data.published import PUBLISHED
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.evaluation import Result
+from fmbseg_jax.segmenter import compiled
 from fmbseg_jax.systems import Model, Saved, System
 
 
@@ -176,7 +178,9 @@ def main() -> None:
             evaluate(config, workdir, benchmark, systems[benchmark.name])
         if jax.process_index() == 0:
             show(config, workdir, benchmarks)
-            print(f"XLA programs compiled, one for each shape and device: {segmenter.compiled()}.")
+            scored = itertools.chain(*systems.values())
+            segmenters = {one.segmenter for one in scored if isinstance(one, Model)}
+            print(f"XLA programs compiled, one for each shape and device: {compiled(segmenters)}.")
 
 
 if __name__ == "__main__":

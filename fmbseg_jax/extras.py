@@ -17,3 +17,11 @@ def how_to_install(name: str) -> str:
     """The command for an import that failed, such as "torch.nn"; "" if it belongs to no extra."""
     extra = EXTRAS.get(name.split(".")[0])
     return f'pip install "fmbseg-jax[{extra}]"' if extra else ""
+
+
+def missing(error: ModuleNotFoundError) -> str:
+    """What to say of a failed import; raises it again where no extra has what is missing."""
+    command = how_to_install(error.name or "")
+    if not command:
+        raise error
+    return f"\nerror: {error.name} is not installed. This needs: {command}"

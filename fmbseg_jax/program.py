@@ -87,10 +87,7 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         sys.exit(f"\nerror: {error}")
     except ModuleNotFoundError as error:
-        command = extras.how_to_install(error.name or "")
-        if not command:
-            raise
-        sys.exit(f"\nerror: {error.name} is not installed. This needs: {command}")
+        sys.exit(extras.missing(error))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
@@ -104,6 +101,14 @@ def example() -> str:
     """The first example command of the program that runs: what is indented in its docstring."""
     text = sys.modules["__main__"].__doc__ or ""
     return next((line for line in text.splitlines() if line.startswith("    ")), "")
+
+
+_PLAINLY = {
+    r"invalid literal for int\(\) with base 10: (.*)": r"\1 is no integer.",
+    r"could not convert string to float: (.*)": r"\1 is no number.",
+    r"\('Non-boolean argument to boolean flag', (.*)\)": r"\1 is neither true nor false.",
+}
+"""What absl says of a wrong value in Python's words, and what we say."""
 
 
 def _parse_flags(arguments: list[str]) -> list[str]:
@@ -121,7 +126,10 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     except flags.UnrecognizedFlagError as error:
         raise UserError(_unknown_flag(error.flagname)) from None
     except flags.Error as error:
-        raise UserError(str(error).removeprefix("flag ")) from None
+        text = str(error).removeprefix("flag ")
+        for theirs, ours in _PLAINLY.items():
+            text = re.sub(theirs, ours, text)
+        raise UserError(text) from None
     except (KeyError, AttributeError) as error:  # ml_collections, of a field that does not exist
         raise UserError(_unknown_field(arguments) or str(error)) from None
     return rest

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import functools
 import hashlib
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -99,7 +98,6 @@ class Segmenter:
         self._templates = read_templates(protocol.template)
         self._looker = Looker(dense, protocol)
         self._text_of: Any = functools.lru_cache(16)(self._text_on)
-        _SEGMENTERS.add(self)
 
     @property
     def refines(self) -> bool:
@@ -238,10 +236,7 @@ class Segmenter:
         return jax.device_put(self.text(words), device)
 
 
-def compiled() -> int:
-    """How many programs segmenters have compiled, each for one shape on one device."""
-    encoders = sum(segmenter._looker.compiled for segmenter in _SEGMENTERS)
+def compiled(segmenters: Iterable[Segmenter]) -> int:
+    """How many programs these have compiled, each for one shape on one device."""
+    encoders = sum(segmenter._looker.compiled for segmenter in segmenters)
     return encoders + comparing.compiled() + sliding.compiled()
-
-
-_SEGMENTERS: weakref.WeakSet[Segmenter] = weakref.WeakSet()

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = [
-    "errors extras config_files fields "
+    "errors extras config_checks config_files fields "
     "config vocabulary workfolder program hub figures data.tfrecord data.example "
     "data.images data.accept data.finding data.label_maps data.coco data.published "
     "data.benchmarks classes recent colours card outputs data.coco_writer",

@@ -158,9 +158,9 @@ def test_few_programs_are_compiled_for_many_sizes(export, monkeypatch):
     segmenter = load(export, protocol(export, batch_size=4))
     sizes = np.random.default_rng(0).integers(60, 120, (30, 2))
     prepared = ((i, segmenter.prepare(photograph(*size))) for i, size in enumerate(sizes))
-    before = compiled()
+    before = compiled([segmenter])
     assert len(list(segmenter.label_maps(prepared, Classes.of(WORDS)))) == 30
-    assert compiled() - before <= 11
+    assert compiled([segmenter]) - before <= 11
 
 
 def test_a_threshold_leaves_the_background(export):
