@@ -131,7 +131,8 @@ def _claim(outputs: Outputs, segmenter: Segmenter, classes: Classes) -> None:
         "words": list(outputs.words),
         "compared": list(classes.words),
         "threshold": classes.threshold,
-        "model": segmenter.fingerprint,
+        "protocol": segmenter.protocol,
+        "weights": segmenter.weights_hash,
         "images": str(outputs.images.resolve()),
     }
     advice = "Give another --out, or delete that folder."
@@ -154,7 +155,7 @@ def _background() -> Background:
 
 def _changes() -> Mapping[str, Any]:
     """Fields of the protocol that flags set."""
-    given = {"batch_size": FLAGS.batch_size, "compute": FLAGS.compute, "pamr": FLAGS.pamr}
+    given = {name: FLAGS[name].value for name in ("batch_size", "compute", "pamr", "short_side")}
     return {name: value for name, value in given.items() if value}
 
 
@@ -194,5 +195,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch_size", 0, "Windows at once on each device; 0: training's.")
     flags.DEFINE_string("compute", "", 'What is multiplied in: "float32", or "bfloat16" (faster).')
     flags.DEFINE_integer("pamr", 0, "Iterations of PAMR, which lets borders follow the colours.")
+    flags.DEFINE_integer(
+        "short_side", 0, "Short side that images are resized to, in pixels; 0: training's."
+    )
     flags.DEFINE_bool("strict", False, "Stop at the first image that cannot be read.")
     program.run(main)

@@ -110,12 +110,21 @@ class Segmenter:
         return self._eval.window
 
     @property
+    def protocol(self) -> dict[str, Any]:
+        """Beside the weights, what label maps depend on: fields of `Eval`, and the templates."""
+        elsewhere = {"batch_size", "folder", "data", "template"}
+        fields = {k: v for k, v in vars(self._eval).items() if k not in elsewhere}
+        return {**fields, "templates": list(self._templates)}
+
+    @property
+    def weights_hash(self) -> str:
+        """Hash of all weights."""
+        return _hash((self.dense.fingerprint, self._text_hash))
+
+    @property
     def fingerprint(self) -> str:
         """Differs between any two segmenters whose label maps may differ."""
-        elsewhere = {"batch_size", "folder", "data", "template"}
-        protocol = {k: v for k, v in vars(self._eval).items() if k not in elsewhere}
-        facts = repr((self.dense.fingerprint, self._text_hash, protocol, self._templates))
-        return hashlib.sha256(facts.encode()).hexdigest()[:16]
+        return _hash((self.weights_hash, self.protocol))
 
     def segment(self, image: ImageLike, words: Words, background: Background = None) -> np.ndarray:
         """The most similar word of each pixel.
@@ -234,6 +243,10 @@ class Segmenter:
 
     def _text_on(self, words: tuple[str, ...], device: Any) -> Array:
         return jax.device_put(self.text(words), device)
+
+
+def _hash(facts: Any) -> str:
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def compiled(segmenters: Iterable[Segmenter]) -> int:

@@ -125,15 +125,19 @@ def test_labels_are_resized_by_the_nearest():
     np.testing.assert_array_equal(images.resize_labels(labels, (1, 1)), [[4]])
 
 
-def test_finding_images(tmp_path):
+def test_finding_images(tmp_path, capsys):
     with pytest.raises(UserError, match="No folder of images"):
         images.find_images(tmp_path / "none")
     with pytest.raises(UserError, match="No images in"):
         images.find_images(tmp_path)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "IMG_1.HEIC").touch()
+    with pytest.raises(UserError, match="1 files cannot be read, such as b/IMG_1.HEIC: convert"):
+        images.find_images(tmp_path)
     for name in ["b/c.JPG", "a.png", "b/.hidden.png", "notes.txt"]:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert images.find_images(tmp_path) == ["a.png", "b/c.JPG"]
+    assert "1 files cannot be read, such as b/IMG_1.HEIC; they are left" in capsys.readouterr().out
 
 
 def test_normalise():

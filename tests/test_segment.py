@@ -237,6 +237,9 @@ def test_other_words_models_or_images_are_refused(export, photos, tmp_path):
     assert "words: 1 removed (sail boat)" in refused.stdout
     refused = run(*command(export, photos, out), "--threshold=0.1", check=False)
     assert "threshold: None there, 0.1 now" in refused.stdout
+    refused = run(*command(export, photos, out), "--short_side=140", check=False)
+    assert "protocol: others for short_side\n" in refused.stdout
+    assert "weights" not in refused.stdout
     (tmp_path / "more").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "more" / "a.png")
     moved = run(*command(export, tmp_path / "more", out), check=False)

@@ -17,9 +17,11 @@ from PIL import Image, ImageOps
 
 from fmbseg_jax.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm")
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".avif")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "AVIF")
 """What Pillow may open: pictures, whatever a file is called, and no PostScript."""
+_OTHERS = (".heic", ".heif", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".psd")
+"""Photographs, too, which Pillow cannot open; a folder that has some is told so."""
 LONGEST = 65_000
 """Longest side of an image, in pixels; a JPEG, and a matrix that resizes, have room for it."""
 LONG_SIDE = 2048
@@ -31,21 +33,27 @@ class ImageError(UserError):
 
 
 def find_images(folder: epath.PathLike) -> list[str]:
-    """Paths of all images under `folder`, relative to it, with forward slashes, sorted."""
+    """Paths of all images under `folder`, relative to it, with forward slashes, sorted.
+
+    Prints how many photographs are left out because of their kind.
+    """
     if not exists(folder):
         raise UserError(f"No folder of images at {folder}. Give the path of an existing folder.")
     folder = epath.Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; give the folder that it is in.")
-    names = sorted(
-        name
-        for name in (_remote_files(folder) if is_remote(folder) else _files(folder))
-        if name.lower().endswith(EXTENSIONS) and not PurePosixPath(name).name.startswith(".")
-    )
+    files = sorted(_remote_files(folder) if is_remote(folder) else _files(folder))
+    visible = [name for name in files if not PurePosixPath(name).name.startswith(".")]
+    names = [name for name in visible if name.lower().endswith(EXTENSIONS)]
+    others = [name for name in visible if name.lower().endswith(_OTHERS)]
+    fault = f"{len(others)} files cannot be read, such as {others[0]}" if others else ""
     if not names:
         raise UserError(
             f"No images in {folder}. Looked for {', '.join(EXTENSIONS)} there and in its folders."
+            + f" {fault}: convert them to JPEG." * bool(others)
         )
+    if others:
+        print(f"{folder}: {fault}; they are left out. Convert them to JPEG.")
     return names
 
 
