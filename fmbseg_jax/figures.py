@@ -59,6 +59,11 @@ def with_legend(
     return sheet
 
 
+def percent(share: float) -> str:
+    """A share of the pixels, as text: "12 %", "<1 %"."""
+    return f"{100 * share:.0f} %" if share >= 0.01 or not share else "<1 %"
+
+
 def heat_map(values: np.ndarray) -> np.ndarray:
     """float [H, W] → uint8 [H, W, 3], dark blue (lowest) over green to yellow (highest)."""
     span = float(values.max() - values.min()) or 1.0

@@ -13,6 +13,7 @@ import numpy as np
 from fmbseg_jax.answers import Answers
 from fmbseg_jax.colours import UNLABELLED
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.figures import percent
 
 _AT_ONCE = 8  # people whose questions are answered at once; they meet at the accelerator only
 _KEPT = 3600  # seconds for which uploads and results stay on disk
@@ -108,10 +109,10 @@ def _show(
     """Values of the picture, the legend, the label map to download, and no similarity."""
     found = answers.segment(path, words, opacity, threshold)
     named: list[tuple[str, str | float | None]] = [
-        (f"{word} {share:.0%}", word) for word, share in found.shares.items()
+        (f"{word} {percent(share)}", word) for word, share in found.shares.items()
     ]
     if found.background:
-        named.append((f"background {found.background:.0%}", _BACKGROUND))
+        named.append((f"background {percent(found.background)}", _BACKGROUND))
     grey = {_BACKGROUND: "#" + bytes(UNLABELLED).hex()}
     return (
         found.picture,

@@ -32,6 +32,7 @@ from fmbseg_jax.comparing import by_pixel
 from fmbseg_jax.data import images, pipeline
 from fmbseg_jax.data.finding import Found, find
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.figures import percent
 from fmbseg_jax.loading import load
 from fmbseg_jax.looking import Prepared
 from fmbseg_jax.outputs import BACKGROUND, Outputs
@@ -111,7 +112,7 @@ class _Writers:
 
 def _told(shares: Mapping[str, float], classes: Classes) -> str:
     """The words by their share of all pixels, and what is strange about it."""
-    told = ", ".join(f"{word} {share:.0%}".replace("%", " %") for word, share in shares.items())
+    told = ", ".join(f"{word} {percent(share)}" for word, share in shares.items())
     if len(classes.words) == 1 and classes.threshold is None:
         told += (
             "\nOne word alone has every pixel: give --background=WORDS for what else there is, or "

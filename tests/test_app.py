@@ -124,7 +124,7 @@ def test_from_an_image_to_a_label_map(page, export, photo, tmp_path):
     legend = page.locator("#legend .token")
     assert legend.count() == 3
     largest = words[np.bincount(expected.ravel(), minlength=3).argmax()]
-    assert re.fullmatch(rf"{largest} \d+%", legend.first.inner_text())
+    assert re.fullmatch(rf"{largest} \d+ %", legend.first.inner_text())
     legend.first.click()
     page.wait_for_selector("#similarity img")
     heat = picture(page, "similarity").astype(float).mean(-1)
@@ -161,7 +161,7 @@ def test_sliders_and_examples(page, photo):
     slide("opacity", 1)
     assert len(np.unique(picture(page, "result").reshape(-1, 3), axis=0)) <= 6
     slide("threshold", 0.99)
-    page.wait_for_selector("text=background 100%")
+    page.wait_for_selector("text=background 100 %")
     page.locator("#legend .token").last.click()
     assert "click a word" in message(page)
 

@@ -208,6 +208,11 @@ def test_legends_name_what_is_there():
     assert colours.UNLABELLED in {tuple(pixel) for pixel in with_none[30:].reshape(-1, 3).tolist()}
 
 
+def test_little_is_not_nothing():
+    shares = (1, 0.526, 0.01, 0.009, 0)
+    assert [figures.percent(share) for share in shares] == ["100 %", "53 %", "1 %", "<1 %", "0 %"]
+
+
 def test_contact_sheets_are_tight_and_say_which_image_is_where():
     wide, tall = np.zeros((100, 300, 3), np.uint8), np.zeros((300, 100, 3), np.uint8)
 
