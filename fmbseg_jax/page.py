@@ -61,7 +61,7 @@ def build(
                     buttons=["download", "fullscreen"], interactive=False,
                 )  # fmt: skip
                 legend = gr.HighlightedText(
-                    label="Words found: click one for its similarity", elem_id="legend",
+                    label="Click a word for its similarity", elem_id="legend",
                     show_legend=False, show_inline_category=False,
                 )  # fmt: skip
                 download = gr.DownloadButton(
