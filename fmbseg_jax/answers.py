@@ -79,10 +79,8 @@ class Answers:
     def _read(self, path: str | None) -> np.ndarray:
         if not path:
             raise UserError("Drop an image on the page first.")
-        try:
-            with Image.open(
-                path, formats=images.FORMATS
-            ) as file:  # the size is in the header: nothing is decoded yet
+        try:  # the size is in the header: nothing is decoded yet
+            with Image.open(path, formats=images.FORMATS) as file:
                 width, height = file.size
         except Image.DecompressionBombError:
             raise UserError("This image is far too large. Make it smaller.") from None
