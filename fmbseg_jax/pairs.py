@@ -128,7 +128,10 @@ def _exponentials(
 ) -> Array:
     """exp(s_ij - 1/τ), times the factor of a block's own pairs."""
     pairs = jnp.exp((product(rows.z, columns.z.T) - 1) / temperature)
-    return pairs if own is None else pairs.at[:, : len(own)].multiply(own)
+    if own is None:
+        return pairs
+    # Padded, not pairs.at[...].multiply: at that XLA of jaxlib 0.11 crashes under shard_map.
+    return pairs * jnp.pad(own, [(0, 0), (0, pairs.shape[1] - len(own))], constant_values=1)
 
 
 def _everybody(
