@@ -35,7 +35,7 @@ demo: .venv/demo
 		--words="$$(paste -sd, $(DATA)/test/words.txt)" --out=$(WORK)/segmented
 	@echo
 	@echo "Look at $(WORK)/evaluation/test/contact_sheet.png. The aligner is in $(WORK)/export."
-	@echo "On a page (.venv/bin/pip install '.[app]'):"
+	@echo "On a page (.venv/bin/pip install -e '.[app]'):"
 	@echo "  $(RUN) -m fmbseg_jax.app --model=$(WORK)/export --examples=$(DATA)/test/images"
 	@echo "Next, your own images (the toy's encoders know only its scenes, real ones are fetched):"
 	@echo "  $(RUN) -m labelling --config=configs/folder.py --workdir=work/mine \\"

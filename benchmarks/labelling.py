@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from configs import toy  # noqa: E402
 from fmbseg_jax.config import Config  # noqa: E402
-from fmbseg_jax.data import images  # noqa: E402
+from fmbseg_jax.data import finding, images  # noqa: E402
 from fmbseg_jax.vocabulary import IGNORE, prompts  # noqa: E402
 from labelling import clip, detection, models, sam, sam_checkpoint, stage1  # noqa: E402
 from labelling.compose import pixel_similarities  # noqa: E402
@@ -236,7 +236,7 @@ def main(_: list[str]) -> None:
             config.models.sam = random_sam(RANDOM.value, Path(temporary))
             config.label.sam.pred_iou = config.label.sam.stability = 0.0  # it knows nothing
         if FOLDER.value:
-            names = images.find_images(FOLDER.value)[: COUNT.value]
+            names = finding.find_images(FOLDER.value)[: COUNT.value]
             photographs = [images.decode(Path(FOLDER.value, name).read_bytes()) for name in names]
         else:
             first = scenes.SPLITS["validation"]

@@ -7,19 +7,27 @@ Reading the package from `data/` to `metrics` is following the data.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Segmenter", "load"]
+__all__ = ["IGNORE", "Segmenter", "UserError", "load"]
 
 if TYPE_CHECKING:
+    from fmbseg_jax.errors import UserError
     from fmbseg_jax.loading import load
     from fmbseg_jax.segmenter import Segmenter
+    from fmbseg_jax.vocabulary import IGNORE
+
+_WHERE = {
+    "IGNORE": "vocabulary",
+    "UserError": "errors",
+    "Segmenter": "segmenter",
+    "load": "loading",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:  # on first use: stage 1 imports this package without jax
-        from fmbseg_jax import loading
-
-        return getattr(loading, name)
+    if name in _WHERE:  # on first use: stage 1 imports this package without jax
+        return getattr(importlib.import_module(f"fmbseg_jax.{_WHERE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

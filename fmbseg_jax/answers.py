@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from fmbseg_jax import colours, figures
-from fmbseg_jax.data import images, label_maps
+from fmbseg_jax.data import files, images, label_maps
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.segmenter import Segmenter
 from fmbseg_jax.vocabulary import IGNORE, check_words
@@ -102,7 +102,7 @@ class Answers:
         data = label_maps.encode_coloured(small, palette, colours.UNLABELLED)
         path = self._folder / hashlib.sha256(data).hexdigest()[:16] / "labels.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        images.write_atomically(path, data)
+        files.write_atomically(path, data)
         return path
 
 

@@ -6,10 +6,10 @@
 Reads the aligner at EXPORT (the export/ folder of a work folder, or an id of the Hugging Face hub),
 and, as examples, the first images of a folder. Prints the address to open. Drop an image, type
 words; click a word in the legend for its similarity; download the label map. What people upload and
-get lies in a folder of its own, which goes when the program ends; nothing else is written.
+get is written to a folder of its own, for an hour or two, which goes when the program ends.
 
 It listens to this machine alone, unless --host says otherwise; it has no login. It needs Gradio:
-pip install "fmbseg-jax[app]".
+pip install -e ".[app]".
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from absl import flags
 
 from fmbseg_jax import exported, program, vocabulary
 from fmbseg_jax.answers import Answers
-from fmbseg_jax.data import images
+from fmbseg_jax.data import finding
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.loading import load
 
@@ -35,7 +35,7 @@ _WORDS = 20  # of the training's, that stand in the box at first
 
 def main() -> None:
     program.require("model")
-    for number in (signal.SIGINT, signal.SIGTERM):  # either way, what was uploaded is removed
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # all remove what was uploaded
         signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="fmbseg_page_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when Gradio is imported
@@ -49,13 +49,13 @@ def _serve(folder: Path) -> None:
     words = vocabulary.parse_words(FLAGS.words) if FLAGS.words else tuple(model["words"][:_WORDS])
     examples = []
     if FLAGS.examples:
-        names = images.find_images(FLAGS.examples)[:_EXAMPLES]
+        names = finding.find_images(FLAGS.examples)[:_EXAMPLES]
         examples = [Path(FLAGS.examples).resolve() / name for name in names]
     segmenter = load(FLAGS.model, vision=FLAGS.vision, clip=FLAGS.clip)
     answers = Answers(segmenter, folder / "labels", FLAGS.max_megapixels * 1_000_000)
     title = (
         f"{Path(model['vision']['source']).name}, aligned with the text of "
-        f"{Path(model['clip']['source']).name} by {model['images']} images without labels."
+        f"{Path(model['clip']['source']).name} by {model['images']} images."
     )
     from fmbseg_jax import page  # Gradio, now that its environment is set
 
@@ -95,6 +95,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("examples", "", "Folder of images to begin with.")
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 for every machine.")
     flags.DEFINE_integer("port", 0, "Port to listen at; 0: the first free one from 7860.", 0, 65535)
-    flags.DEFINE_integer("max_megabytes", 30, "Largest file that can be uploaded.")
-    flags.DEFINE_integer("max_megapixels", 50, "Largest image that is looked at.")
+    flags.DEFINE_integer("max_megabytes", 30, "Largest file that can be uploaded.", 1)
+    flags.DEFINE_integer("max_megapixels", 50, "Largest image that is looked at.", 1)
     program.run(main)

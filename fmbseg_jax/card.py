@@ -13,6 +13,15 @@ def model_card(model: dict[str, Any]) -> str:
     encoders = [model[name]["source"] for name in ("vision", "clip")]
     published = "".join(f"\n- {source}" for source in encoders if hub.is_id(source))
     base = f"base_model:{published}\n" if published else ""
+    if model["config"].get("data.annotations"):
+        labels = "It learnt from labels that people gave."
+    elif model["config"].get("data.image_labels"):
+        labels = "People said which words an image has; where they are, models found, with errors."
+    else:
+        labels = (
+            "It learnt from labels that models made, with their errors and biases; no person has "
+            "checked them."
+        )
     return f"""---
 library_name: fmbseg-jax
 pipeline_tag: image-segmentation
@@ -40,6 +49,6 @@ segmented by any words.
 | words | {words} |
 | started from | {model["config"]["train.start_from"] or "random parameters"} |
 
-It learnt from labels that models made, with their errors and biases; no person has checked them.
+{labels}
 model.json has the whole config.
 """

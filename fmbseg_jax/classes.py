@@ -45,7 +45,7 @@ class Classes:
         """
         names, groups = _named(words)
         threshold, others = _background(background)
-        checked = check_words((*groups, *others), "the list of words")
+        checked = check_words((*groups, *others), "the words with those of the background")
         index = (*range(len(groups)), *(IGNORE for _ in others))
         pairs = [
             (word, i) for i, group in zip(index, checked, strict=True) for word in synonyms(group)

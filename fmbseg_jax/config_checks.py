@@ -32,6 +32,10 @@ _SHARES = {
 }  # fmt: skip
 
 
+_AT_MOST = {"label.short_side": 8192, "eval.short_side": 8192, "eval.pamr": 1000}
+"""Beyond, memory or time have no bound; a config may be another person's."""
+
+
 def faults(leaves: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with a config, a sentence each.
 
@@ -47,6 +51,8 @@ def faults(leaves: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{name} is {zero}a positive number; got {value}."
             elif name in _SHARES and value > 1:
                 yield f"{name} is a share between 0 and 1; got {value}."
+            elif value > _AT_MOST.get(name, value):
+                yield f"{name} is at most {_AT_MOST[name]}; got {value}."
     for section, window in (("label", "crop"), ("eval", "window")):
         side, stride, short_side = (
             leaves[f"{section}.{name}"] for name in (window, "stride", "short_side")

@@ -40,7 +40,7 @@ def resolve(arguments: Sequence[str]) -> list[str]:
             match = re.match("()" + value, argument)
         if match:
             path = find(match[2])
-            _try(path)
+            _try(path, match[3].removeprefix(":"))
             resolved[i] = match[1] + path + match[3]
     return resolved
 
@@ -66,11 +66,10 @@ def _import_shipped() -> None:
     sys.modules.setdefault("configs", package)
 
 
-def _try(path: str) -> None:
+def _try(path: str, argument: str) -> None:
+    """Runs a file, whose function may take what follows a colon on the command line."""
     try:
-        runpy.run_path(path)["get_config"]()
-    except TypeError:  # it wants what follows the colon
-        pass
+        runpy.run_path(path)["get_config"](*[argument] * bool(argument))
     except Exception as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         place = f"{path}, line {frames[-1].lineno}: {frames[-1].line}\n" if frames else ""

@@ -17,7 +17,7 @@ import numpy as np
 
 from fmbseg_jax import logs, metrics, sharding
 from fmbseg_jax.classes import Classes
-from fmbseg_jax.data import images, label_maps, pipeline
+from fmbseg_jax.data import files, label_maps, pipeline
 from fmbseg_jax.data.benchmarks import Benchmark
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.looking import Prepared
@@ -94,7 +94,7 @@ class Tally:
         kept = self._read(self._path) if self._path.exists() else {}
         sharding.wait_for_all(f"tally {name}")  # all have read what is now dropped
         lines = [json.dumps(self._mark), *(_line(*item) for item in kept.items())]
-        images.write_atomically(self._path, "".join(f"{line}\n" for line in lines).encode())
+        files.write_atomically(self._path, "".join(f"{line}\n" for line in lines).encode())
 
     def add(self, image: str, counts: Counts) -> None:
         """Writes down what was counted in an image."""

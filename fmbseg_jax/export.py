@@ -27,9 +27,9 @@ import jax
 from absl import flags
 
 import fmbseg_jax
-from fmbseg_jax import deployed, exported, hub, program, vocabulary
+from fmbseg_jax import deployed, exported, hub, program, vocabulary, workfolder
 from fmbseg_jax.classes import Classes
-from fmbseg_jax.data.images import write_atomically
+from fmbseg_jax.data.files import replaced, write_atomically
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.loading import load
 from fmbseg_jax.models import weights
@@ -90,27 +90,29 @@ def _own(folder: Path, out: Path) -> Path:
     """A copy of an export, at `out`, unless that is the export itself."""
     if out.resolve() == folder.resolve():
         return folder
-    if out.exists() and not (out / "model.json").is_file():
-        raise UserError(f"--out={out} is there and is no export. Give a folder that is new.")
-    incomplete = out.with_name(out.name + ".incomplete")
-    shutil.rmtree(incomplete, ignore_errors=True)
-    shutil.copytree(folder, incomplete)
-    shutil.rmtree(out, ignore_errors=True)  # or files of two exports would lie together
-    return incomplete.rename(out)
+    if out.exists() or out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"--out={out} is there already, or lies in the export. Give a folder that is new."
+        )
+    with replaced(out) as new:
+        shutil.copytree(folder, new)
+    return out
 
 
 def main() -> None:
     program.require("model")
-    if not FLAGS.out and not Path(FLAGS.model).exists():
-        raise UserError(f"{FLAGS.model} is on the hub: give --out=FOLDER for a copy of it.")
-    jax.config.update("jax_platforms", "cpu")  # where programs for all platforms can be written
     folder = exported.locate(FLAGS.model)
     model = exported.read_model(folder)
+    if not FLAGS.out and not Path(FLAGS.model).exists():
+        raise UserError(f"{FLAGS.model} is on the hub: give --out=FOLDER for a copy of it.")
+    if FLAGS.push:
+        hub.check_id(FLAGS.push)  # before anything is made
+    jax.config.update("jax_platforms", "cpu")  # where programs for all platforms can be written
     words = vocabulary.parse_words(FLAGS.words) if FLAGS.words else tuple(model["words"])
     changes = {"compute": FLAGS.compute} if FLAGS.compute else {}
     segmenter = load(folder, changes, vision=FLAGS.vision, clip=FLAGS.clip)
     size = _size(FLAGS.size, segmenter.window)
-    out = _own(folder, Path(FLAGS.out) if FLAGS.out else folder)
+    out = _own(folder, workfolder.local(FLAGS.out, "--out") if FLAGS.out else folder)
     write_safetensors(out, segmenter, model)
     write_stablehlo(out, segmenter, words, size)
     if FLAGS.push:

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fmbseg_jax import hub
+from fmbseg_jax.data.files import replaced
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.model_facts import read_model, sizes
 
@@ -46,19 +46,18 @@ class Export:
 def save_export(folder: Path, export: Export, card: str) -> None:
     """Writes Orbax params, model.json and a README; the folder appears when it is whole.
 
+    It takes the place of an earlier one, and of what `fmbseg export` has added to that.
+
     For process 0 alone: the others are not waited for.
     """
-    incomplete = folder.with_name(folder.name + ".incomplete")
-    shutil.rmtree(incomplete, ignore_errors=True)
     alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
-    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-        checkpointer.save(incomplete.resolve() / "params", jax.device_get(export.params))
-    params = {"hash": digest(export.params), "files": sizes(incomplete / "params")}
-    model = json.dumps(export.model | {"params": params}, indent=1)
-    (incomplete / "model.json").write_text(model + "\n")
-    (incomplete / "README.md").write_text(card)
-    shutil.rmtree(folder, ignore_errors=True)
-    incomplete.rename(folder)
+    with replaced(folder) as new:
+        with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+            checkpointer.save(new.resolve() / "params", jax.device_get(export.params))
+        params = {"hash": digest(export.params), "files": sizes(new / "params")}
+        model = json.dumps(export.model | {"params": params}, indent=1)
+        (new / "model.json").write_text(model + "\n")
+        (new / "README.md").write_text(card)
 
 
 def load_export(folder: str | Path, template: Any) -> Any:

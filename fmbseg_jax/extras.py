@@ -16,7 +16,7 @@ EXTRAS = {
 def how_to_install(name: str) -> str:
     """The command for an import that failed, such as "torch.nn"; "" if it belongs to no extra."""
     extra = EXTRAS.get(name.split(".")[0])
-    return f'pip install "fmbseg-jax[{extra}]"' if extra else ""
+    return f'pip install -e ".[{extra}]", in the project\'s folder' if extra else ""
 
 
 def missing(error: ModuleNotFoundError) -> str:

@@ -28,7 +28,7 @@ from jax import Array
 
 from fmbseg_jax import logs, program, sharding, workfolder
 from fmbseg_jax.config import Config, flatten
-from fmbseg_jax.data import example, images, pipeline
+from fmbseg_jax.data import example, files, pipeline
 from fmbseg_jax.data.tfrecord import RecordSource, ShardWriter, find_shards, shard_name
 from fmbseg_jax.models import weights
 from fmbseg_jax.patches import PatchEncoder, encode
@@ -99,7 +99,7 @@ class _Shard:
         """What it is made from is on disk before it gets its name; so the old one goes first."""
         self.path.unlink(missing_ok=True)
         self._record.parent.mkdir(parents=True, exist_ok=True)
-        images.write_atomically(self._record, json.dumps(self._facts).encode())
+        files.write_atomically(self._record, json.dumps(self._facts).encode())
         return ShardWriter(self.path)
 
 

@@ -12,6 +12,7 @@ from fmbseg_jax.vocabulary import IGNORE
 
 _INK = (34, 36, 42)
 _FAINT = (120, 122, 130)
+_AT_ONCE = 1 << 20  # pixels mixed in floating point: of large images all would take gigabytes
 
 
 def colourise(labels: np.ndarray, num_words: int) -> np.ndarray:
@@ -26,13 +27,18 @@ def overlay(
 ) -> np.ndarray:
     """The image [H, W, 3] under its label map [H, W], with a thin light line between words."""
     labels = np.asarray(labels)
-    mixed = image * np.float32(1 - opacity)
-    mixed += colourise(labels, num_words) * np.float32(opacity)
     edge = np.zeros(labels.shape, bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]
-    mixed[edge] = mixed[edge] * 0.35 + 255 * 0.65
-    return mixed.astype(np.uint8)
+    painted = np.empty_like(image)
+    rows = max(1, _AT_ONCE // image.shape[1])
+    for top in range(0, len(image), rows):
+        strip = slice(top, top + rows)
+        mixed = image[strip] * np.float32(1 - opacity)
+        mixed += colourise(labels[strip], num_words) * np.float32(opacity)
+        mixed[edge[strip]] = mixed[edge[strip]] * 0.35 + 255 * 0.65
+        painted[strip] = mixed
+    return painted
 
 
 def with_legend(

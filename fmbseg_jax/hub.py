@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,12 @@ def is_id(source: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and ".." not in source
 
 
+def check_id(source: str) -> None:
+    """Raises UserError where this cannot be the name of a repository."""
+    if not is_id(source):
+        raise UserError(f"A repository on the hub is USER/NAME; got {source!r}.")
+
+
 def fetch(
     source: str,
     wanted: Callable[[], list[str] | None],
@@ -53,7 +60,10 @@ def fetch(
     """
     from huggingface_hub import snapshot_download
 
-    print(f"Looking for {source} in the Hugging Face hub's cache, then in the hub ...", flush=True)
+    print(
+        f"Looking for {source} in the Hugging Face hub's cache, then in the hub ...",
+        file=sys.stderr,  # also where this is called as a function, whose output may be a table
+    )
     try:
         try:  # the cache first: without a network the hub's client would retry for half a minute
             folder = Path(snapshot_download(source, local_files_only=True))
@@ -81,8 +91,7 @@ def push(folder: Path, source: str, *, private: bool) -> str:
     """
     from huggingface_hub import HfApi
 
-    if not is_id(source):
-        raise UserError(f"A repository on the hub is USER/NAME; got {source!r}.")
+    check_id(source)
     try:
         api = HfApi()
         api.create_repo(source, private=private, exist_ok=True)

@@ -35,7 +35,9 @@ def load(
     """
     folder = exported.locate(path)
     model = exported.read_model(folder)
-    if not isinstance(protocol, config_lib.Eval):
+    if isinstance(protocol, config_lib.Eval):
+        protocol = config_lib.Config(eval=protocol).validate().eval
+    else:
         protocol = _protocol(model["config"], protocol or {})
     segmenter, aligned = untrained(model, protocol, vision=vision, clip=clip)
     aligned.use(exported.load_export(folder, aligned.shapes))
@@ -76,7 +78,9 @@ def _typed(name: str, value: Any, usual: Any) -> Any:
     """The value of a field, where it is of the field's type."""
     if type(value) is type(usual) or (type(usual) is float and type(value) is int):
         return value
-    raise UserError(f"eval.{name} is a {type(usual).__name__}, like {usual!r}; got {value!r}.")
+    raise UserError(
+        f"eval.{name} is of type {type(usual).__name__}, like {usual!r}; got {value!r}."
+    )
 
 
 def _same_weights(model: dict[str, Any], name: str, source: str) -> str:

@@ -15,7 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
-from fmbseg_jax.data.images import write_atomically
+from fmbseg_jax.data.files import write_atomically
 
 
 def progress(total: int, description: str, initial: int = 0, unit: str = "image") -> tqdm:

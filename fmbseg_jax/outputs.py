@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,11 +22,12 @@ import numpy as np
 from PIL import Image
 
 from fmbseg_jax import colours, figures
-from fmbseg_jax.data import coco_writer, images, label_maps
+from fmbseg_jax.data import coco_writer, files, images, label_maps
 from fmbseg_jax.vocabulary import IGNORE, synonyms
 
 BACKGROUND = "background"
 _SHEET = 12  # images in the contact sheet
+_CLOCK = 2.0  # seconds: what the coarsest file systems tell apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Outputs:
     """The folder that the names of images are relative to."""
     words: Sequence[str]
     pngs: Mapping[str, str]
-    """By name of the image, the name of its label map, as `images.png_names` has them."""
+    """By name of the image, the name of its label map, as `finding.png_names` has them."""
     with_scores: bool
 
     def files(self, name: str) -> list[Path]:
@@ -47,16 +49,29 @@ class Outputs:
         return paths + [self.out / "scores" / png.with_suffix(".npz")] * self.with_scores
 
     def done(self, name: str) -> bool:
-        """Whether an image needs nothing more: all is there, and not older than the image."""
-        made, changed = self.files(name), (self.images / name).stat().st_mtime
-        return all(path.exists() and path.stat().st_mtime >= changed for path in made)
+        """Whether an image needs nothing more: all is there, and of the image as it is now.
+
+        Its files have the time of change that the image had: another photograph may get its name,
+        and be older than they.
+        """
+        try:
+            changed = (self.images / name).stat().st_mtime
+            return all(abs(path.stat().st_mtime - changed) <= _CLOCK for path in self.files(name))
+        except OSError:
+            return False
 
     def write(
-        self, name: str, image: np.ndarray, labels: np.ndarray, scores: np.ndarray | None
+        self,
+        name: str,
+        changed: float,
+        image: np.ndarray,
+        labels: np.ndarray,
+        scores: np.ndarray | None,
     ) -> None:
         """Writes what was found in an image.
 
         Args:
+          changed: when the image was, in seconds of the epoch, before it was read.
           labels: uint16 [H, W].
           scores: float16 [H, W, K], with `with_scores`.
         """
@@ -73,7 +88,8 @@ class Outputs:
             contents.append(arrays.getvalue())
         for path, content in zip(self.files(name), contents, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            images.write_atomically(path, content)
+            files.write_atomically(path, content)
+            os.utime(path, (changed, changed))
 
     def finish(
         self, names: Sequence[str], skipped: Mapping[str, str], made_by: str
@@ -87,8 +103,7 @@ class Outputs:
         Returns:
           By word, and for the background, its share of all pixels, the largest first.
         """
-        listed = "".join(f"{name}\t{reason}\n" for name, reason in skipped.items())
-        images.write_atomically(self.out / "skipped.tsv", listed.encode())
+        files.write_table(self.out / "skipped.tsv", skipped)
         counts: Counter[int] = Counter()
 
         def counted() -> Iterator[tuple[str, np.ndarray]]:
@@ -98,7 +113,8 @@ class Outputs:
                 yield name, labels
 
         coco_writer.write(self.out / "coco.json", self._titles, counted(), made_by)
-        self._write_sheet(names[:: max(1, len(names) // _SHEET)][:_SHEET])
+        evenly = np.linspace(0, len(names) - 1, min(_SHEET, len(names))).round().astype(int)
+        self._write_sheet([names[i] for i in evenly])
         titles = {IGNORE: BACKGROUND, **dict(enumerate(self._titles))}
         return {titles[i]: count / counts.total() for i, count in counts.most_common()}
 
@@ -127,4 +143,10 @@ class Outputs:
             present=sorted(present - {IGNORE}),
             ignored=BACKGROUND if IGNORE in present else "",
         )
-        Image.fromarray(sheet).save(self.out / "contact_sheet.png")
+        files.write_atomically(self.out / "contact_sheet.png", _png(sheet))
+
+
+def _png(picture: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, "PNG")
+    return data.getvalue()

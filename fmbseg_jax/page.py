@@ -42,11 +42,17 @@ def build(
         with gr.Row():
             with gr.Column():
                 upload = gr.Image(
-                    label="Image", sources=["upload", "clipboard"], height=380, elem_id="image",
-                    type="filepath", image_mode=None,  # the file as it is, not yet decoded
-                )  # fmt: skip
+                    label="Image",
+                    sources=["upload", "clipboard"],
+                    height=380,
+                    elem_id="image",
+                    type="filepath",
+                )
+                # Not opened by Gradio: `Answers` opens it, and says what is wrong with it. (Of a
+                # class of our own, Gradio would write a .pyi beside this file.)
+                upload.preprocess = lambda file: file and file.path  # type: ignore
                 typed = gr.Textbox(
-                    ", ".join(words), lines=2, label="Words", elem_id="words",
+                    ", ".join(words), lines=1, max_lines=4, label="Words", elem_id="words",
                     info="Separated by commas. Several names of one class: sofa;couch",
                 )  # fmt: skip
                 button = gr.Button("Segment", variant="primary", elem_id="segment")
@@ -81,15 +87,15 @@ def build(
         for event in (button.click, typed.submit):
             event(show, inputs, outputs, api_name="segment", **together)
         again = _messages(lambda path, *given: _show(answers, path, *given) if path else _nothing())
-        for event in (upload.change, opacity.release, threshold.release):
-            event(again, inputs, outputs, api_visibility="private", **together)
+        hidden: dict[str, Any] = {"api_visibility": "private", **together}
+        upload.change(again, inputs, outputs, **hidden)
+        for slider in (opacity, threshold):  # while it slides, as often as there is an answer
+            slider.change(again, inputs, outputs, trigger_mode="always_last", **hidden)
 
         def clicked(event: gr.SelectData, path: str | None) -> Any:
             return _similarity(answers, path, event.value[1])
 
-        legend.select(
-            _messages(clicked), [upload], [similarity], api_visibility="private", **together
-        )
+        legend.select(_messages(clicked), [upload], [similarity], **hidden)
     return page
 
 
@@ -104,10 +110,10 @@ def _hidden() -> gr.Image:
 
 
 def _show(
-    answers: Answers, path: str | None, words: str, opacity: float, threshold: float
+    answers: Answers, path: str | None, words: str | None, opacity: float, threshold: float
 ) -> tuple[np.ndarray, Any, Any, Any]:
     """Values of the picture, the legend, the label map to download, and no similarity."""
-    found = answers.segment(path, words, opacity, threshold)
+    found = answers.segment(path, words or "", opacity, threshold)
     named: list[tuple[str, str | float | None]] = [
         (f"{word} {percent(share)}", word) for word, share in found.shares.items()
     ]

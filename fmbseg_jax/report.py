@@ -17,7 +17,7 @@ import fmbseg_jax
 from fmbseg_jax.classes import background_rule, of_benchmark
 from fmbseg_jax.config import Config, Eval, flatten
 from fmbseg_jax.data.benchmarks import Benchmark, Check
-from fmbseg_jax.data.images import write_atomically
+from fmbseg_jax.data.files import write_atomically
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.evaluation import Result
 from fmbseg_jax.vocabulary import read_templates

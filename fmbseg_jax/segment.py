@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -29,8 +28,9 @@ from absl import flags
 from fmbseg_jax import logs, program, vocabulary, workfolder
 from fmbseg_jax.classes import Background, Classes
 from fmbseg_jax.comparing import by_pixel
-from fmbseg_jax.data import images, pipeline
+from fmbseg_jax.data import files, finding, images, pipeline
 from fmbseg_jax.data.finding import Found, find
+from fmbseg_jax.data.threads import Room, Writers
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.figures import percent
 from fmbseg_jax.loading import load
@@ -39,75 +39,70 @@ from fmbseg_jax.outputs import BACKGROUND, Outputs
 from fmbseg_jax.segmenter import Segmented, Segmenter
 
 _THREADS = 8  # images read, and results written, at once
+_PIXELS = 64_000_000  # of their images, in their own sizes, together
+
+
+class _Read(NamedTuple):
+    """An image, ready for the model."""
+
+    name: str
+    changed: float
+    """When, in seconds of the epoch."""
+    prepared: Prepared
 
 
 def segment_images(
     segmenter: Segmenter, found: Found, classes: Classes, outputs: Outputs, *, strict: bool
 ) -> dict[str, str]:
-    """Segments images in batches; returns the reasons of those that cannot be read."""
+    """Segments images in batches; returns the reasons of those that cannot be read.
+
+    What is large, the images in their own sizes, is held by few threads at a time; so each is
+    decoded twice, for the model and for its overlay.
+    """
     todo = [name for name in found.names if not outputs.done(name)]
     skipped: dict[str, str] = {}
+    room = Room(_PIXELS)
 
-    def read(i: int) -> tuple[str, np.ndarray, Prepared] | UserError:
+    def read(i: int) -> _Read | UserError:
         path = found.folder / todo[i]
         try:
-            image = images.decode(path.read_bytes())
-        except (images.ImageError, OSError) as error:
-            return UserError(f"{path} {error}" if strict else str(error))
-        return todo[i], image, segmenter.prepare(image)
+            changed, data = path.stat().st_mtime, path.read_bytes()
+            with room.take(images.count_pixels(data)):
+                return _Read(todo[i], changed, segmenter.prepare(images.decode(data)))
+        except images.ImageError as error:
+            reason = str(error)
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror}"
+        return UserError(f"{path} {reason}" if strict else reason)
 
-    def readable() -> Iterator[tuple[tuple[str, np.ndarray, Prepared], Prepared]]:
+    def readable() -> Iterator[tuple[_Read, Prepared]]:
         for name, one in zip(todo, pipeline.in_order(len(todo), read, _THREADS), strict=True):
-            if isinstance(one, UserError):
-                if strict:
-                    raise one
+            if isinstance(one, _Read):
+                yield one, one.prepared
+            elif strict:
+                raise one
+            else:
                 skipped[name] = str(one)
                 bar.update()
-            else:
-                yield one, one[2]
 
-    def write(one: Segmented[tuple[str, np.ndarray, Prepared]]) -> None:
-        name, image, prepared = one.key
+    def write(one: Segmented[_Read]) -> None:
+        name, changed, prepared = one.key
         scores = None
-        if outputs.with_scores:
-            scores = by_pixel(prepared.layout, one.compared, classes, np.float16)
-        outputs.write(name, image, one.final, scores)
+        with room.take(one.labels.size):
+            image = images.decode((found.folder / name).read_bytes())
+            if outputs.with_scores:
+                scores = by_pixel(prepared.layout, one.compared, classes, np.float16)
+            outputs.write(name, changed, image, one.final, scores)
 
     done = len(found.names) - len(todo)
     at_once = 1 if outputs.with_scores else _THREADS  # scores take gigabytes
     with (
         logs.progress(len(found.names), "segment", done) as bar,
-        _Writers(bar, at_once) as writers,
+        Writers(at_once, bar.update) as writers,
     ):
         for one in segmenter.label_maps(readable(), classes):
             writers.submit(write, one)
     return skipped
-
-
-class _Writers:
-    """Threads that write results while the next images are looked at; a failure stops the run."""
-
-    def __init__(self, bar: Any, count: int):
-        self._bar, self._pool, self._count = bar, ThreadPoolExecutor(count), count
-        self._waiting: list[Future[None]] = []
-
-    def submit(self, write: Any, one: Any) -> None:
-        """Writes in the background, unless much is waiting: then for the first of it."""
-        self._waiting.append(self._pool.submit(write, one))
-        while len(self._waiting) > self._count:
-            self._finish_one()
-
-    def _finish_one(self) -> None:
-        self._waiting.pop(0).result()
-        self._bar.update()
-
-    def __enter__(self) -> _Writers:
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        with self._pool:  # waits for what is being written
-            while self._waiting and kind is None:
-                self._finish_one()
 
 
 def _told(shares: Mapping[str, float], classes: Classes) -> str:
@@ -134,12 +129,12 @@ def _claim(outputs: Outputs, segmenter: Segmenter, classes: Classes) -> None:
         "threshold": classes.threshold,
         "protocol": segmenter.protocol,
         "weights": segmenter.weights_hash,
-        "images": str(outputs.images.resolve()),
+        "images": str(Path(FLAGS.images).absolute()),
     }
     advice = "Give another --out, or delete that folder."
     workfolder.remember(outputs.out / "segment.json", made, advice)
     words = "\n".join(outputs.words) + "\n"
-    images.write_atomically(outputs.out / "words.txt", words.encode())
+    files.write_atomically(outputs.out / "words.txt", words.encode())
 
 
 def _background() -> Background:
@@ -162,10 +157,12 @@ def _changes() -> Mapping[str, Any]:
 
 def main() -> None:
     program.require("model", "images", "words", "out")
-    words, out = vocabulary.parse_words(FLAGS.words), Path(FLAGS.out)
+    words, out = vocabulary.parse_words(FLAGS.words), workfolder.local(FLAGS.out, "--out")
     classes = Classes.of(words, _background())
-    found = find(FLAGS.images, out)  # before the model is loaded
-    outputs = Outputs(out, found.folder, words, images.png_names(found.names), FLAGS.scores)
+    found = find(str(workfolder.local(FLAGS.images, "--images")), out)  # before the model is loaded
+    outputs = Outputs(
+        out, found.folder, words, finding.png_names(found.names, whole=True), FLAGS.scores
+    )
     segmenter = load(FLAGS.model, _changes(), vision=FLAGS.vision, clip=FLAGS.clip)
     with workfolder.hold(out):
         _claim(outputs, segmenter, classes)

@@ -160,8 +160,8 @@ class Segmenter:
 
         The windows of several images share a batch, and all devices of this host take part.
         """
-        if isinstance(images, str):
-            raise UserError(f"segment_batch takes a list of images: [{images!r}].")
+        if isinstance(images, ImageLike) and getattr(images, "ndim", 3) == 3:
+            raise UserError("segment_batch takes several images: pass [image], or call segment.")
         return self._batch(images, Classes.of(words, background))
 
     def _batch(self, images: Iterable[ImageLike], classes: Classes) -> Iterator[Segmentation]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmbseg_jax.data.images import write_atomically
+from fmbseg_jax.data.files import write_atomically
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import encoders, weights
 from fmbseg_jax.vocabulary import TEMPLATE, prompts, synonyms
@@ -126,7 +126,11 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("FMBSEG_CACHE") or Path.home() / ".cache" / "fmbseg_jax")
 
 
-@functools.cache
 def text_features(source: str) -> TextFeatures:
-    """One `TextFeatures` for each source in a process."""
+    """One `TextFeatures` in a process for each source, as long as its files are the same."""
+    return _text_features(source, weights.content_hash(source))
+
+
+@functools.cache
+def _text_features(source: str, content: str) -> TextFeatures:
     return TextFeatures(source)

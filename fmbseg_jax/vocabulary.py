@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
 from fmbseg_jax.errors import UserError
@@ -21,7 +21,7 @@ def check_words(words: Iterable[str], source: str = "the word list") -> tuple[st
     if isinstance(words, str):
         listed = ", ".join(repr(word.strip()) for word in words.split(","))
         raise UserError(f"Words come in a list: [{listed}]; got the string {words!r}.")
-    if not isinstance(words, Iterable):
+    if not isinstance(words, Iterable) or isinstance(words, Set):  # a set has no order
         raise UserError(f"Words come in a list: ['sky', 'grass']; got {words!r}.")
     words = tuple(words)
     if strange := [word for word in words if not isinstance(word, str)]:
@@ -37,8 +37,10 @@ def check_words(words: Iterable[str], source: str = "the word list") -> tuple[st
             faults.append(f"word {i + 1}, {word!r}, has a name twice")
         for name in names:
             j = first.setdefault(name, i)
-            if j != i:
+            if j != i and cleaned[j].lower() == word.lower():
                 faults.append(f"word {i + 1}, {word!r}, is word {j + 1} again")
+            elif j != i:
+                faults.append(f"word {i + 1}, {word!r}, shares {name!r} with {cleaned[j]!r}")
     if not cleaned:
         faults.append("it holds no word")
     if len(cleaned) > IGNORE:

@@ -12,7 +12,6 @@ import fcntl
 import fnmatch
 import json
 import os
-import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from typing import IO, Any
 from etils import epath
 
 from fmbseg_jax.config import Config, flatten
-from fmbseg_jax.data.images import exists, is_remote, write_atomically
+from fmbseg_jax.data.files import exists, is_remote, remove_abandoned, write_atomically
 from fmbseg_jax.errors import UserError
 
 # Changing these changes speed, memory, what is watched or kept, never what is labelled or learnt.
@@ -135,18 +134,11 @@ def hold(folder: epath.PathLike) -> Iterator[None]:
         program = " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]])
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {now} ({program})")
         file.flush()
-        _sweep(folder)
+        remove_abandoned(folder)
         try:
             yield
         finally:
-            _sweep(folder)
-
-
-def _sweep(folder: Path) -> None:
-    """Removes what killed runs, or killed workers of this one, have left unfinished."""
-    for path in folder.rglob("*.incomplete"):
-        if re.search(r"-\d+-\d+\.incomplete$", path.name):  # of images.incomplete, nobody else's
-            path.unlink(missing_ok=True)
+            remove_abandoned(folder)
 
 
 def _lock_file(folder: Path) -> IO[str]:

@@ -8,7 +8,7 @@
 Reads images, words, CLIP and SAM. Writes WORKDIR/pseudo_labels: the records, and skipped.tsv with
 the images that cannot be read; with --figures, pictures in WORKDIR/figures/labelling too. With
 --predict it writes, instead, the label maps of stage 1 in WORKDIR/predictions. It needs PyTorch:
-pip install "fmbseg-jax[label]". `python -m labelling` is the same.
+pip install -e ".[label]". `python -m labelling` is the same.
 
 A run that was stopped, or killed, goes on where it was when the same command is given again.
 """
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from fmbseg_jax import program, workfolder
 from fmbseg_jax.classes import Classes, of_benchmark
 from fmbseg_jax.config import Config, flatten
-from fmbseg_jax.data import images
+from fmbseg_jax.data import finding
 from fmbseg_jax.data.benchmarks import open_published
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE, parse_words, read_words
@@ -79,7 +79,7 @@ _USED = "models.clip", "models.sam", "label"
 def label_images(config: Config) -> None:
     """Labels all images that are not labelled yet, and finishes the dataset."""
     words = parse_words(config.data.words)
-    names = images.find_images(config.data.images)
+    names = finding.find_images(config.data.images)
     given = read_image_labels(config.data.image_labels, words, names)
     folder = epath.Path(WORKDIR.value) / "pseudo_labels"
     readable = functools.partial(can_read, config.data.images)
@@ -167,7 +167,7 @@ def _to_predict(config: Config) -> tuple[str, Path, Mapping[str, Path], Classes,
         )
     folder = workfolder.local(IMAGES.value or str(Path(config.eval.folder, "images")), "--images")
     root = folder if IMAGES.value else folder.parent
-    names = images.png_names(images.find_images(folder))
+    names = finding.png_names(finding.find_images(folder))
     files = {name: folder / name for name in names}
     return root.resolve().name, root, files, Classes.of(words), IGNORE
 

@@ -25,7 +25,8 @@ from etils import epath
 
 from fmbseg_jax.data import example, images
 from fmbseg_jax.data.example import PseudoLabel
-from fmbseg_jax.data.images import ImageError, write_atomically
+from fmbseg_jax.data.files import write_atomically, write_table
+from fmbseg_jax.data.images import ImageError
 from fmbseg_jax.data.tfrecord import (
     MOST_SHARDS,
     RecordError,
@@ -58,7 +59,7 @@ class Dataset:
                 f"{len(self.names)} images make {self.num_shards} shards; names have room for "
                 f"{MOST_SHARDS}. Raise label.images_per_shard."
             )
-        self._progress = folder / "progress"
+        self._progress = self.folder / "progress"
 
     def open(self, facts: dict[str, Any]) -> None:
         """Makes the folder, or checks that it was made from the same images and facts (words)."""
@@ -173,8 +174,7 @@ class Dataset:
             "images_by_word": total.images_by_word(words),
             "skipped": len(total.skipped),
         }
-        lines = ["\t".join(entry).replace("\n", " ") + "\n" for entry in total.skipped]
-        write_atomically(self.folder / "skipped.tsv", "".join(lines).encode())
+        write_table(self.folder / "skipped.tsv", dict(total.skipped))
         example.write_metadata(
             self.folder, PseudoLabel, [counts.records for counts in shards], total.bytes, metadata
         )

@@ -45,7 +45,7 @@ def read_image_labels(
 
     Args:
       path: the file; "" for none.
-      names: the images, as `images.find_images` names them.
+      names: the images, as `finding.find_images` names them.
 
     Returns:
       Labels of the images that the file names; the others are voted on.

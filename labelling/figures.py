@@ -10,7 +10,7 @@ from etils import epath
 from PIL import Image, ImageDraw
 
 from fmbseg_jax import figures
-from fmbseg_jax.data import images
+from fmbseg_jax.data import files, images
 from fmbseg_jax.data.example import PseudoLabel, decode_pseudo_label
 from fmbseg_jax.data.tfrecord import RecordSource, find_shards
 from fmbseg_jax.vocabulary import IGNORE
@@ -36,7 +36,7 @@ def draw(out: epath.Path, label: PseudoLabel, words: Sequence[str], scene: Scene
     path.parent.mkdir(parents=True, exist_ok=True)
     data = io.BytesIO()
     Image.fromarray(label_sheet(label, words, scene)).save(data, "PNG")
-    images.write_atomically(path, data.getvalue())
+    files.write_atomically(path, data.getvalue())
 
 
 def draw_records(

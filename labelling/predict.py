@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fmbseg_jax.classes import Classes
-from fmbseg_jax.data import images, label_maps
+from fmbseg_jax.data import files, images, label_maps
 from fmbseg_jax.data.images import ImageError
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
@@ -89,4 +89,4 @@ def predict_images(
 
 def _write(path: Path, labels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    images.write_atomically(path, label_maps.encode(labels))
+    files.write_atomically(path, label_maps.encode(labels))

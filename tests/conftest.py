@@ -1,7 +1,9 @@
 """Eight CPU devices, shape annotations that are checked while the tests run, and a small world."""
 
+import atexit
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +11,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+
+def _folder(prefix: str) -> str:
+    """A folder for this process, which goes with it."""
+    folder, maker = tempfile.mkdtemp(prefix=prefix), os.getpid()
+    # Not with a fork of it.
+    atexit.register(lambda: os.getpid() == maker and shutil.rmtree(folder, ignore_errors=True))
+    return folder
+
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -19,10 +30,11 @@ if "network" not in sys.argv and "PYTEST_XDIST_WORKER" not in os.environ:  # not
 # As many workers as cores: threads that wait for each other, spinning, would double the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What one test or program has compiled, another need not; both pytest workers share it.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="fmbseg_compiled_"))
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _folder("fmbseg_compiled_")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-os.environ["FMBSEG_CACHE"] = tempfile.mkdtemp(prefix="fmbseg_cache_")
+os.environ["FMBSEG_CACHE"] = _folder("fmbseg_cache_")
 
 # Ctrl-C is tested; where the tests run in the background, it is ignored, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

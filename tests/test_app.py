@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -55,7 +56,7 @@ def browser():
 
 
 @contextlib.contextmanager
-def served(*arguments):
+def served(*arguments, end_by=signal.SIGTERM):
     """The program at work; yields the address that it prints."""
     command = ("fmbseg_jax.app", *arguments)
     process = start(*command, stdout=subprocess.PIPE, fresh=True)
@@ -67,8 +68,8 @@ def served(*arguments):
             said += line
         yield found[0]
     finally:
-        process.terminate()
-        process.wait()
+        process.send_signal(end_by)
+        process.communicate(timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def address(export, photo):
 @pytest.fixture
 def page(browser, address):
     page = browser.new_page()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(120_000)
     page.goto(address)
     page.wait_for_selector("#segment")
     yield page
@@ -135,7 +136,7 @@ def test_from_an_image_to_a_label_map(page, export, photo, tmp_path):
 
     before = page.locator("#result img").get_attribute("src")
     page.fill("#words textarea", "sky, moon, grass")
-    page.click("#segment")
+    page.press("#words textarea", "Enter")
     page.wait_for_function(f"document.querySelector('#result img').src != '{before}'")
     assert "grass" in " ".join(legend.all_inner_texts())
 
@@ -172,13 +173,18 @@ def test_wrong_input_gets_a_message(page, photo, tmp_path):
     assert "Drop an image on the page first" in message(page)
     (tmp_path / "fake.png").write_text("no image")
     upload(page, tmp_path / "fake.png")
-    page.wait_for_selector("text=cannot identify image file")
+    page.wait_for_selector("text=This file is no image that can be read. Try a JPEG or PNG.")
+    page.reload()
+    page.wait_for_selector("#segment")
+    Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")  # 900 megapixels in 110 kB
+    upload(page, tmp_path / "bomb.png")
+    page.wait_for_selector("text=This image is far too large. Make it smaller.")
+    assert "/tmp" not in page.locator("body").inner_text()
     for words, expected in {
         "sky, Sky": "'Sky', is word 1 again",
         " , ,": "Type some words, separated by commas",
         ",".join(map(str, range(501))): "That are 501 words",
     }.items():
-        page.fill("#words textarea", words)
         page.reload()
         page.wait_for_selector("#segment")
         upload(page, photo)
@@ -233,7 +239,7 @@ def test_people_do_not_wait_for_each_other(browser, photo, tmp_path):
 
     class Slow(Answers):
         def segment(self, *given):
-            both.wait(timeout=30)
+            both.wait(timeout=300)
             return super().segment(*given)
 
     class Constant:
@@ -256,14 +262,12 @@ def test_people_do_not_wait_for_each_other(browser, photo, tmp_path):
         blocks.close()
 
 
-def test_nothing_is_left_behind(export, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_nothing_is_left_behind(export, tmp_path, monkeypatch, number):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    with served(f"--model={export}") as address, contextlib.suppress(OSError):
-        host, port = address.removeprefix("http://").rstrip("/").split(":")
-        socket.create_connection((host, int(port)), 5).close()
-        made = list((tmp_path / "tmp").glob("fmbseg_page_*"))
-        assert made
+    with served(f"--model={export}", end_by=number):
+        assert list((tmp_path / "tmp").glob("fmbseg_page_*"))
     assert not list((tmp_path / "tmp").glob("fmbseg_page_*"))
 
 

@@ -112,7 +112,7 @@ def test_an_extra_that_is_missing_is_named(monkeypatch, capsys):
 
     monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
     monkeypatch.setattr(sys, "argv", ["fmbseg", "pretrain"])
-    with pytest.raises(SystemExit, match=r'torch is not inst.*pip install "fmbseg-jax\[label\]"'):
+    with pytest.raises(SystemExit, match=r'torch is not inst.*pip install -e ".\[label\]"'):
         command.start("toyworld.pretrain")
 
 
@@ -131,9 +131,9 @@ def test_configs_of_the_package_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     own = str(config_files.SHIPPED / "folder.py")
     assert config_files.find("configs/folder.py") == own
-    assert (
-        config_files.resolve(["fmbseg", "--config=configs/folder.py:x"])[1] == f"--config={own}:x"
-    )
+    (tmp_path / "sized.py").write_text("def get_config(size): assert size == 'x:y'")
+    resolved = config_files.resolve(["fmbseg", f"--config={tmp_path / 'sized.py'}:x:y"])[1]
+    assert resolved == f"--config={tmp_path / 'sized.py'}:x:y"
     assert config_files.resolve(["fmbseg", "--config", "configs/folder.py"])[2] == own
     with pytest.raises(UserError, match="No config file at configs/foldre.py. Did you mean "):
         config_files.find("configs/foldre.py")
@@ -147,6 +147,10 @@ def test_configs_of_the_package_are_found_from_anywhere(tmp_path, monkeypatch):
         config_files.find("configs/folder.py") == "configs/folder.py"
     )  # the user's own goes first
     with pytest.raises(UserError, match="line 1.*\n.*cannot be used as a config .ValueError: mine"):
+        config_files.resolve(["fmbseg", "--config=configs/folder.py"])
+    text = "from fmbseg_jax.config import Config\ndef get_config(): return Config(epochs=3)"
+    (tmp_path / "configs" / "folder.py").write_text(text)
+    with pytest.raises(UserError, match="unexpected keyword argument 'epochs'"):
         config_files.resolve(["fmbseg", "--config=configs/folder.py"])
 
 

@@ -125,7 +125,10 @@ def test_export_errors(export, tmp_path):
     assert "smaller than the model's window of 70" in error(model, out, "--size=70,69")
     assert "--size is H,W in pixels" in error(model, out, "--size=70")
     (tmp_path / "full").mkdir()
-    assert "is no export" in error(model, f"--out={tmp_path / 'full'}")
+    assert "full is there already" in error(model, f"--out={tmp_path / 'full'}")
+    assert "lies in the export" in error(model, f"--out={export / 'params' / 'copy'}")
+    assert "is no exported aligner" in error(f"--model={export}x")
+    assert "needs a --out on this machine" in error(model, "--out=gs://bucket/out")
     assert "A repository on the hub is USER/NAME" in error(model, out, "--push=name")
     assert "could not be pushed to user/name" in error(model, out, "--push=user/name")
 
@@ -225,6 +228,10 @@ def test_the_card_and_the_facts(world, tmp_path):
     assert "base_model:\n- facebook/dinov2-base\n" in header
     assert model["vision"]["hash"] in card
     assert "sky, grass" in card
+    assert "no person has checked them" in card
+    for field, said in [("annotations", "that people gave"), ("image_labels", "People said")]:
+        config = model["config"] | {f"data.{field}": "there"}
+        assert said in model_card(model | {"config": config})
 
 
 HOSTILE = {
@@ -257,7 +264,7 @@ SIZES = {"kind": "mlp", "output": 24, "mlp_ratio": 2, "heads": 4}
         ({"words": [1, 2]}, "'words' are not strings"),
         ({"params": {"hash": "x", "files": {"../../../etc/passwd": 1}}}, "lacks 1 of 1 files"),
         ({"params": []}, "'params' is not"),
-        ({"config": {"eval.window": "70"}}, "eval.window is a int, like 448; got '70'"),
+        ({"config": {"eval.window": "70"}}, "eval.window is of type int, like 448; got '70'"),
         ({"config": {"eval.template": "/etc/passwd"}}, "names a file of templates"),
         ({"config": {"eval.short_side": -1}}, "eval.short_side is a positive number"),
         ({"config": {"eval.__class__": "x", "models.clip": "x"}}, None),

@@ -1,12 +1,13 @@
 """Every kind of image that people have, and files that are none."""
 
 import io
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fmbseg_jax.data import images
+from fmbseg_jax.data import finding, images
 from fmbseg_jax.errors import UserError
 
 RGB = np.asarray(
@@ -127,17 +128,47 @@ def test_labels_are_resized_by_the_nearest():
 
 def test_finding_images(tmp_path, capsys):
     with pytest.raises(UserError, match="No folder of images"):
-        images.find_images(tmp_path / "none")
+        finding.find_images(tmp_path / "none")
     with pytest.raises(UserError, match="No images in"):
-        images.find_images(tmp_path)
+        finding.find_images(tmp_path)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "IMG_1.HEIC").touch()
-    with pytest.raises(UserError, match="1 files cannot be read, such as b/IMG_1.HEIC: convert"):
-        images.find_images(tmp_path)
-    for name in ["b/c.JPG", "a.png", "b/.hidden.png", "notes.txt"]:
+    with pytest.raises(UserError, match="for their kind: 1, such as b/IMG_1.HEIC; JPEG is"):
+        finding.find_images(tmp_path)
+    (tmp_path / ".thumbnails").mkdir()
+    for name in ["b/c.JPG", "a.png", "b/.hidden.png", ".thumbnails/a.png", "notes.txt"]:
         (tmp_path / name).touch()
-    assert images.find_images(tmp_path) == ["a.png", "b/c.JPG"]
-    assert "1 files cannot be read, such as b/IMG_1.HEIC; they are left" in capsys.readouterr().out
+    (tmp_path / "b" / "back").symlink_to(tmp_path)
+    (tmp_path / "b" / "again").symlink_to(tmp_path / "b")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")  # whoever reads it is told
+    (tmp_path / os.fsdecode(b"caf\xe8.png")).touch()
+    assert finding.find_images(tmp_path) == ["a.png", "b/c.JPG", "gone.png"]
+    told = capsys.readouterr().out
+    assert "for their kind: 1, such as b/IMG_1.HEIC" in told
+    assert r"not UTF-8: 1, such as caf\udce8.png" in told
+
+
+def test_results_of_segmenting_are_no_images(tmp_path):
+    for name in ["a.png", "out/segment.json", "out/labels/a.png", "out/overlays/a.jpg"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ["labels/b.png", "out/contact_sheet.png", "out/c.png"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    expected = ["a.png", "labels/b.png", "out/c.png"]
+    assert finding.find_images(tmp_path) == expected
+    assert finding.find(f"{tmp_path}/**/*", tmp_path / "new").names == expected
+
+
+def test_names_of_results():
+    names = ["a.jpg", "b.jpg", "b.png", "sub/b.jpg"]
+    assert list(finding.png_names(names, whole=True).values()) == [
+        "a.png", "b.jpg.png", "b.png.png", "sub/b.png"
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="b.jpg and b.jpg.bmp would both have b.jpg.png"):
+        finding.png_names(["b.jpg", "b.png", "b.jpg.bmp"], whole=True)
+    with pytest.raises(UserError, match="b.jpg and b.png would both have b.png"):
+        finding.png_names(names)
 
 
 def test_normalise():

@@ -100,7 +100,7 @@ def test_the_programs_run_where_only_the_package_is(installed, world, tmp_path):
     assert "PyTorch" not in installed("segment", *folders, "--words=sky,grass")
     assert (tmp_path / "segmented" / "labels" / "a.png").exists()
     output = installed("label", *flags, folders[1], "--words=sky")
-    assert 'error: torch is not installed. This needs: pip install "fmbseg-jax[label]"' in output
+    assert 'error: torch is not installed. This needs: pip install -e ".[label]"' in output
 
 
 def test_every_shipped_config_is_found_where_only_the_package_is(installed):

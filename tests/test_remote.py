@@ -13,7 +13,7 @@ from PIL import Image
 
 from fmbseg_jax import features, workfolder
 from fmbseg_jax.config import Config
-from fmbseg_jax.data import example, images
+from fmbseg_jax.data import example, finding
 from fmbseg_jax.data.tfrecord import RecordError, RecordSource, ShardWriter, find_shards
 from fmbseg_jax.errors import UserError
 
@@ -60,7 +60,7 @@ def test_labelling_and_features_in_a_store(store, tmp_path, monkeypatch, capsys)
     (tmp_path / "words.txt").write_text("\n".join(WORDS))
     put_images("s3://bucket/images")
     fsspec.filesystem("s3").pipe("s3://bucket/images/sub/broken.png", b"no image")
-    for name in images.find_images("s3://bucket/images"):
+    for name in finding.find_images("s3://bucket/images"):
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(fsspec.filesystem("s3").cat(f"s3://bucket/images/{name}"))
@@ -104,10 +104,10 @@ def test_a_writer_that_fails_leaves_nothing(store):
 
 def test_stores_that_cannot_be_reached():
     with pytest.raises(UserError, match=r"gs://bucket/images cannot be reached.*pip install gcsfs"):
-        images.find_images("gs://bucket/images")
+        finding.find_images("gs://bucket/images")
     with pytest.raises(UserError, match="cannot be reached"):
         workfolder.make("gs://bucket/work")
     with pytest.raises(UserError, match="cannot be reached .*Give a folder, gs://"):
-        images.find_images("http://somewhere/images")
+        finding.find_images("http://somewhere/images")
     with pytest.raises(UserError, match="needs a --workdir on this machine, not gs://bucket"):
         workfolder.local("gs://bucket/work")

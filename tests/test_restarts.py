@@ -121,7 +121,7 @@ def test_told_to_stop(number, code, devices, long, with_features, world, tmp_pat
     process = start(*command, XLA_FLAGS=flags)
     wait_for(process, tmp_path, 20)
     process.send_signal(number)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=600)[0]
     assert process.returncode == code, output
     step = int(re.search(r"after step (\d+); its checkpoint is saved", output)[1])
     assert step >= 20

@@ -1,10 +1,16 @@
 """What comes from others: it may be wrong or hostile, and must not run code or write elsewhere."""
 
+import io
+import json
+import os
+import subprocess
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from fmbseg_jax.data import benchmarks, example, images
+import fmbseg_jax
+from fmbseg_jax.data import benchmarks, coco, example, files, finding, images, label_maps
 from fmbseg_jax.errors import UserError
 
 OUTSIDE = ["../a.jpg", "sub/../../a.jpg", "/etc/passwd", "", "..\\..\\a.jpg", "a\0.jpg"]
@@ -26,7 +32,7 @@ def test_records_cannot_name_files_elsewhere(name):
 
 @pytest.mark.parametrize("name", INSIDE)
 def test_usual_names_are_fine(name):
-    assert images.inside(name, "A record") == name
+    assert files.inside(name, "A record") == name
 
 
 def test_lists_of_a_benchmark_cannot_name_files_elsewhere(tmp_path):
@@ -62,9 +68,59 @@ def test_a_segmented_folder_cannot_leave_its_folder(tmp_path):
     (tmp_path / "photos" / "link.png").symlink_to(tmp_path / "elsewhere.png")
     from fmbseg_jax.outputs import Outputs
 
-    names = images.find_images(tmp_path / "photos")
+    names = finding.find_images(tmp_path / "photos")
     outputs = Outputs(
-        tmp_path / "out", tmp_path / "photos", ["sky"], images.png_names(names), False
+        tmp_path / "out", tmp_path / "photos", ["sky"], finding.png_names(names), False
     )
-    outputs.write(names[0], np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint16), None)
+    before = (tmp_path / "elsewhere.png").read_bytes()
+    outputs.write(names[0], 0, np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint16), None)
+    assert (tmp_path / "elsewhere.png").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "elsewhere.png", "out"}
+
+
+def test_label_maps_are_pngs_alone(tmp_path):
+    """Also those within records: Pillow would start a program for some other formats."""
+    stream = io.BytesIO()
+    Image.new("L", (4, 4)).save(stream, "EPS")
+    with pytest.raises(UserError, match="The label map of a.png cannot be read"):
+        label_maps.decode(stream.getvalue(), "a.png")
+    (tmp_path / "0.png").write_bytes(stream.getvalue())
+    (tmp_path / "panoptic.json").write_text(
+        '{"annotations": [{"file_name": "0.png", "segments_info": []}]}'
+    )
+    with pytest.raises(UserError, match="0.png cannot be read"):
+        coco.read_panoptic(tmp_path / "0.png", tmp_path / "panoptic.json")
+
+
+def test_an_export_may_not_ask_for_everything(world, tmp_path):
+    from models import save_aligner
+
+    export = save_aligner(tmp_path / "export", world.root)
+    model = json.loads((export / "model.json").read_text())
+    for name, value in {"eval.short_side": 10**6, "eval.pamr": 10**6}.items():
+        changed = model | {"config": model["config"] | {name: value}}
+        (export / "model.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=f"{name} is at most"):
+            fmbseg_jax.load(export)
+
+
+def test_what_another_run_is_writing_stays(tmp_path):
+    """Only what dead processes of this machine, or those of others, have left is removed."""
+    ours = files.incomplete(tmp_path / "a.png")
+    sleeping = subprocess.Popen(["sleep", "600"])
+    alive = tmp_path / ours.name.replace(f"-{os.getpid()}-", f"-{sleeping.pid}-")
+    for path in (ours, alive):
+        path.touch()
+    files.remove_abandoned(tmp_path)
+    assert alive.exists() and not ours.exists()
+    sleeping.kill()
+    sleeping.wait()
+    files.remove_abandoned(tmp_path)
+    assert not alive.exists()
+
+
+def test_long_names_can_be_written(tmp_path):
+    path = tmp_path / f"{'字' * 83}.png"  # 253 bytes of 255
+    files.write_atomically(path, b"data")
+    assert path.read_bytes() == b"data"
+    assert len(list(tmp_path.iterdir())) == 1

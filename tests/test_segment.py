@@ -1,7 +1,10 @@
 """Segmenting a folder: what is written, what others read of it, what goes wrong."""
 
 import json
+import os
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,7 +16,8 @@ from test_programs import killed
 
 import fmbseg_jax
 from fmbseg_jax import colours, figures
-from fmbseg_jax.data import coco_writer, images, label_maps
+from fmbseg_jax.data import coco_writer, files, finding, images, label_maps
+from fmbseg_jax.data.threads import Room, Writers
 from fmbseg_jax.vocabulary import IGNORE
 
 SEGMENT = "fmbseg_jax.segment"
@@ -50,7 +54,9 @@ def command(export, photos, out, words="sky, sail boat"):
 def test_segmenting_a_folder(export, photos, tmp_path):
     out = tmp_path / "out"
     segment = command(export, photos, out)
-    assert killed(lambda: list((out / "labels").glob("*.png")), *segment)
+    os.mkfifo(photos / "zz.png")  # whoever reads it waits, to be killed
+    assert killed(lambda: list((out / "labels").glob("*.png")), *segment, "--batch_size=1")
+    (photos / "zz.png").unlink()
     output = run(*segment, fresh=True).stdout
     assert "skipped broken.jpg: cannot be read" in output
     assert "skipped: 2, listed in skipped.tsv." in output
@@ -163,14 +169,19 @@ def test_a_pattern_or_a_file_will_do(export, photos, tmp_path):
 def test_results_among_the_images_are_no_images(export, photos):
     """Also by a pattern that matches them; and an image that has changed is segmented again."""
     out = photos / "sub" / "out"
-    for images_ in (photos, photos, f"{photos}/**/*.*"):
-        assert "skipped: 2" in run(*command(export, images_, out)).stdout
+    for images_, to in ((photos, out), (photos, out), (f"{photos}/**/*.*", photos / "out2")):
+        assert "skipped: 2" in run(*command(export, images_, to)).stdout
+    assert len(list((photos / "out2" / "labels").rglob("*.png"))) == len(NAMES)
     assert sorted(path.name for path in (out / "labels").rglob("*.png")) == sorted(
         f"{name.split('/')[-1][:-4]}.png" for name in NAMES
     )
     Image.new("RGB", (33, 44), "red").save(photos / "a.png")
-    run(*command(export, photos, out))
+    os.utime(photos / "a.png", (1e9, 1e9))  # older than what was made of the other
+    assert "4/7" in run(*command(export, photos, out)).stdout
     assert Image.open(out / "labels" / "a.png").size == (33, 44)
+    assert "5/7" in run(*command(export, photos, out)).stdout
+    other = run(*command(export, f"{photos}/*.png", out), check=False).stdout
+    assert f"images: '{photos}' there, '{photos}/*.png' now" in other  # coco.json is of all
 
 
 def test_many_words_take_16_bits(tmp_path):
@@ -264,7 +275,7 @@ def test_segment_errors(export, photos, tmp_path):
     assert "--words is missing" in error(words="")
     assert "word 2 is empty" in error(words="sky,,grass")
     assert "'Sky', is word 1 again" in error(words="sky,Sky")
-    assert "'couch', is word 1 again" in error(words="sofa;couch,couch")
+    assert "word 2, 'couch', shares 'couch' with 'sofa;couch'" in error(words="sofa;couch,couch")
     assert "'sofa;Sofa', has a name twice" in error(words="sofa;Sofa,sky")
     assert "No word list at" in error(words=tmp_path / "no.txt")
     assert "No images in" in error(images=tmp_path / "none")
@@ -278,8 +289,7 @@ def test_segment_errors(export, photos, tmp_path):
     assert "not both" in error("--background=wall", "--threshold=0.1")
     assert "from -1 to 1; got 3.0" in error("--threshold=3")
     assert "eval.compute is one of float32, bfloat16" in error("--compute=float8")
-    Image.new("RGB", (9, 9)).save(photos / "a.bmp")
-    assert "a.bmp and a.png would both have a.png" in error()
+    assert "needs a --images on this machine" in error(images="gs://bucket/photos")
 
 
 def test_a_full_disk_stops_with_a_message(export, photos, tmp_path, monkeypatch):
@@ -289,7 +299,7 @@ def test_a_full_disk_stops_with_a_message(export, photos, tmp_path, monkeypatch)
     from fmbseg_jax.outputs import Outputs
     from fmbseg_jax.segment import segment_images
 
-    written, write = [], images.write_atomically
+    written, write = [], files.write_atomically
 
     def full(path, data):
         if len(written) >= 3:
@@ -297,10 +307,57 @@ def test_a_full_disk_stops_with_a_message(export, photos, tmp_path, monkeypatch)
         written.append(path)
         write(path, data)
 
-    monkeypatch.setattr(images, "write_atomically", full)
+    monkeypatch.setattr(files, "write_atomically", full)
     (photos / "empty.png").unlink()
     found = find(str(photos / "*.png"), tmp_path / "out")
-    outputs = Outputs(tmp_path / "out", found.folder, ["sky"], images.png_names(found.names), False)
+    outputs = Outputs(
+        tmp_path / "out", found.folder, ["sky"], finding.png_names(found.names), False
+    )
     with pytest.raises(OSError, match="No space left"):
         segment_images(fmbseg_jax.load(export), found, Classes.of(["sky"]), outputs, strict=False)
     assert all(path.exists() for path in written)
+
+
+def test_links_to_nowhere_and_loops_stop_nothing(export, photos, tmp_path):
+    (photos / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (photos / "sub" / "back").symlink_to(photos)
+    output = run(*command(export, photos, tmp_path / "out")).stdout
+    assert "skipped gone.png: cannot be read: No such file or directory" in output
+    assert "5/8" not in output and "skipped: 3" in output
+
+
+def test_what_is_odd_about_the_result_is_said(export, photos, tmp_path):
+    one = run(*command(export, photos, tmp_path / "one", "sky")).stdout
+    assert "One word alone has every pixel: give --background=WORDS" in one
+    none = run(*command(export, photos, tmp_path / "none"), "--threshold=0.999").stdout
+    assert "Nearly everything is background: give a lower --threshold" in none
+
+
+def test_large_images_take_turns():
+    """As many pixels at once as there is room for, and one larger image alone."""
+    room, now, most = Room(10), [], []
+
+    def work(pixels):
+        with room.take(pixels):
+            now.append(pixels)
+            most.append(sum(now))
+            time.sleep(0.001)
+            now.remove(pixels)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [4, 4, 4, 30, 2, 7, 4, 1] * 10))
+    assert all(total <= 10 or total == 30 for total in most)
+
+
+def test_a_writer_that_fails_stops_the_rest():
+    written = []
+
+    def write(i):
+        if i == 3:
+            raise OSError(28, "full")
+        written.append(i)
+
+    with pytest.raises(OSError, match="full"), Writers(2, lambda: None) as writers:
+        for i in range(100):
+            writers.submit(write, i)
+    assert len(written) < 100

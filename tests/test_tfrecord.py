@@ -244,6 +244,6 @@ def test_tensorflow_reads_what_is_written(tmp_path):
             if field == "filename":
                 assert value.decode() == expected
             elif kind is example.PseudoLabel and field == "labels":
-                np.testing.assert_array_equal(label_maps.decode(value), expected)
+                np.testing.assert_array_equal(label_maps.decode(value, ""), expected)
             else:
                 np.testing.assert_array_equal(value, expected)

@@ -93,7 +93,7 @@ def test_another_environment_is_another_process(monkeypatch):
 
 def test_a_program_that_hangs_is_told(tmp_path, monkeypatch):
     (tmp_path / "hang.py").write_text("import time; print('begun', flush=True); time.sleep(600)")
-    monkeypatch.setattr("conftest._LIMIT", 3)
+    monkeypatch.setattr("conftest._LIMIT", 15)  # s, in which it has to begin
     with pytest.raises(AssertionError, match=r"It hangs: .*hang.py'\]\nbegun"):
         run(tmp_path / "hang.py")
     process = start(tmp_path / "hang.py")

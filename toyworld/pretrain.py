@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from fmbseg_jax.data.images import write_atomically
+from fmbseg_jax.data.files import write_atomically
 from fmbseg_jax.workfolder import remember
 from toyworld.corpus import corpus
 from toyworld.scenes import WORDS

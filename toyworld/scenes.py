@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fmbseg_jax.data.images import write_atomically
+from fmbseg_jax.data.files import write_atomically
 from toyworld import drawing
 
 STUFF = tuple(drawing.STUFF)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from fmbseg_jax.data import coco, images, label_maps
+from fmbseg_jax.data import coco, files, finding, images, label_maps
 from fmbseg_jax.data.published import PUBLISHED, Published, Source
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE, read_words
@@ -136,7 +136,7 @@ def open_folder(root: str | Path) -> Benchmark:
             "Expected images/NAME.jpg, labels/NAME.png with word indices, and words.txt."
         )
     words = read_words(root / "words.txt")
-    names = images.png_names(images.find_images(root / "images"))
+    names = finding.png_names(finding.find_images(root / "images"))
     files = {name: (root / "images" / name, root / "labels" / png) for name, png in names.items()}
     _check_labels(root, files)
     read = functools.partial(label_maps.read, num_words=len(words))
@@ -173,7 +173,7 @@ def _names_of(published: Published, root: Path, pattern: str) -> list[str]:
         return _names(root, pattern)
     if not split.is_file():
         return []
-    return [images.inside(name, str(split)) for name in split.read_text().split()]
+    return [files.inside(name, str(split)) for name in split.read_text().split()]
 
 
 def _wanted(published: Published, pattern: str, source: Source) -> list[str]:

@@ -39,7 +39,7 @@ def read_panoptic(png: Path, segments: Path) -> np.ndarray:
     if categories is None:
         raise UserError(f"{segments} has no annotation of {png.name}. Take both from one download.")
     try:
-        with Image.open(png) as file:
+        with Image.open(png, formats=("PNG",)) as file:
             colours = np.asarray(file.convert("RGB"), np.int64)
     except Exception as error:  # Pillow's readers raise many kinds on damaged files
         raise UserError(f"The label map {png} cannot be read: {error}") from None

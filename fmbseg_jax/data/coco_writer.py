@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
-from fmbseg_jax.data.images import incomplete
+from fmbseg_jax.data.files import incomplete
 
 
 def write(

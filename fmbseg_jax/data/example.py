@@ -19,7 +19,7 @@ from etils import epath
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from fmbseg_jax.data import label_maps
-from fmbseg_jax.data.images import exists, inside, write_atomically
+from fmbseg_jax.data.files import exists, inside, write_atomically
 from fmbseg_jax.errors import UserError
 
 
@@ -178,8 +178,8 @@ def _check_features(features: PatchFeatures | Int8PatchFeatures) -> None:
 def decode_pseudo_label(record: bytes) -> PseudoLabel:
     """The inverse of `encode`."""
     values = _features(PseudoLabel).deserialize_example_np(record)
-    values["labels"] = label_maps.decode(values["labels"])
     values["filename"] = inside(values["filename"].decode(), "A record")
+    values["labels"] = label_maps.decode(values["labels"], values["filename"])
     return PseudoLabel(**values)
 
 

@@ -1,18 +1,12 @@
-"""Images: find, decode, resize, normalise."""
+"""Images: decode, resize, normalise."""
 
 from __future__ import annotations
 
 import io
-import os
-import platform
-import threading
-from collections.abc import Iterator, Sequence
-from pathlib import PurePath, PurePosixPath
+from collections.abc import Sequence
 from typing import Any
 
-import fsspec
 import numpy as np
-from etils import epath
 from PIL import Image, ImageOps
 
 from fmbseg_jax.errors import UserError
@@ -20,100 +14,14 @@ from fmbseg_jax.errors import UserError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".avif")
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "AVIF")
 """What Pillow may open: pictures, whatever a file is called, and no PostScript."""
-_OTHERS = (".heic", ".heif", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".psd")
-"""Photographs, too, which Pillow cannot open; a folder that has some is told so."""
-LONGEST = 65_000
-"""Longest side of an image, in pixels; a JPEG, and a matrix that resizes, have room for it."""
+LONGEST = 60_000
+"""Longest side of an image, in pixels; a JPEG has room for it, and for a legend."""
 LONG_SIDE = 2048
 """Longest side of a resized image, as in the evaluation protocol (mmseg's `img_scale`)."""
 
 
 class ImageError(UserError):
     """A file is not an image that can be read; the message says why."""
-
-
-def find_images(folder: epath.PathLike) -> list[str]:
-    """Paths of all images under `folder`, relative to it, with forward slashes, sorted.
-
-    Prints how many photographs are left out because of their kind.
-    """
-    if not exists(folder):
-        raise UserError(f"No folder of images at {folder}. Give the path of an existing folder.")
-    folder = epath.Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file; give the folder that it is in.")
-    files = sorted(_remote_files(folder) if is_remote(folder) else _files(folder))
-    visible = [name for name in files if not PurePosixPath(name).name.startswith(".")]
-    names = [name for name in visible if name.lower().endswith(EXTENSIONS)]
-    others = [name for name in visible if name.lower().endswith(_OTHERS)]
-    fault = f"{len(others)} files cannot be read, such as {others[0]}" if others else ""
-    if not names:
-        raise UserError(
-            f"No images in {folder}. Looked for {', '.join(EXTENSIONS)} there and in its folders."
-            + f" {fault}: convert them to JPEG." * bool(others)
-        )
-    if others:
-        print(f"{folder}: {fault}; they are left out. Convert them to JPEG.")
-    return names
-
-
-def _files(folder: epath.Path) -> Iterator[str]:
-    for root, _, files in os.walk(folder, followlinks=True):
-        for file in files:
-            yield PurePath(root, file).relative_to(folder).as_posix()
-
-
-def _remote_files(folder: epath.Path) -> Iterator[str]:
-    """By one listing of the store; epath's own walk forgets which store it is in."""
-    filesystem, root = fsspec.url_to_fs(str(folder))
-    for path in filesystem.find(root):
-        yield path.removeprefix(root).lstrip("/")
-
-
-def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is in a store such as gs:// or s3://."""
-    return "://" in str(path)
-
-
-def exists(path: epath.PathLike) -> bool:
-    """Whether there is such a file or folder; raises UserError where its store cannot be asked."""
-    try:
-        return epath.Path(path).exists()
-    except Exception as error:  # each store has its own kinds
-        raise UserError(
-            f"{path} cannot be reached ({type(error).__name__}: {error}). Give a folder, gs:// (which "
-            "needs `pip install gcsfs`) or s3:// (`pip install s3fs`), and have your credentials set."
-        ) from None
-
-
-def png_names(names: Sequence[str]) -> dict[str, str]:
-    """By image, the name of a PNG that mirrors it: `sub/a.jpg` → `sub/a.png`.
-
-    Raises:
-      UserError: two images would share one.
-    """
-    owners: dict[str, str] = {}
-    for name in names:
-        target = PurePosixPath(name).with_suffix(".png").as_posix()
-        if other := owners.get(target):
-            raise UserError(f"{other} and {name} would both have {target}. Rename one.")
-        owners[target] = name
-    return {name: target for target, name in owners.items()}
-
-
-def inside(name: str, source: str) -> str:
-    """A name that others have written, `sub/a.jpg`; refused where it leads out of its folder.
-
-    Args:
-      source: where it was read, for the message.
-    """
-    parts = name.replace("\\", "/").split("/")
-    if not name.strip() or ".." in parts or parts[0] == "" or "\0" in name:
-        raise UserError(
-            f"{source} names the image {name!r}, which may lie outside its folder. Names are "
-            "relative, such as sub/a.jpg; do not use files of people you do not trust."
-        )
-    return name
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -136,6 +44,15 @@ def decode(data: bytes) -> np.ndarray:
         raise ImageError(f"cannot be read: {reason}") from None
 
 
+def count_pixels(data: bytes) -> int:
+    """Pixels of an image file, by its header; 0 where it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+            return file.width * file.height
+    except Exception:  # `decode` says why
+        return 0
+
+
 def pixels(image: Image.Image) -> np.ndarray:
     """A Pillow image → uint8 [H, W, 3], RGB, upright; transparency and depth as in `decode`."""
     if max(image.size) > LONGEST:
@@ -144,6 +61,8 @@ def pixels(image: Image.Image) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         return _scale_to_8_bits(np.asarray(image))
+    if image.mode == "La":  # opacity multiplied in: Pillow converts it to this one alone
+        image = image.convert("LA")
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -151,9 +70,17 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 def _scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:
-    """Grey levels of 16 bits (or any range, for 32) → uint8 [H, W, 3]."""
-    top = 65535 if pixels.max(initial=0) > 255 else 255
-    grey = np.clip(pixels.astype(np.float64) * (255 / max(top, pixels.max(initial=0))), 0, 255)
+    """Grey levels → uint8 [H, W, 3]: of 16 bits by their range; of others, 0 to the largest.
+
+    In 32 bits, and in floating point, files hold anything; up to 1, 255 or 65535 is usual.
+    """
+    if not np.isfinite(pixels).all():
+        raise ValueError("it holds values that are not finite")
+    largest = pixels.max(initial=0)
+    usual = [65535] if pixels.dtype == np.uint16 else [255, 65535]
+    usual = [1, *usual] if pixels.dtype.kind == "f" else usual
+    top = next((top for top in usual if largest <= top), largest)
+    grey = np.clip(pixels.astype(np.float64) * (255 / top), 0, 255)
     return np.repeat(np.round(grey).astype(np.uint8)[..., None], 3, axis=-1)
 
 
@@ -213,24 +140,3 @@ def normalise(images: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
     """
     scale = np.float32(255) * np.asarray(std, np.float32)
     return (images - np.float32(255) * np.asarray(mean, np.float32)) / scale
-
-
-def write_atomically(path: epath.PathLike, data: bytes) -> None:
-    """Writes a file that appears under its name only when it is whole."""
-    path = epath.Path(path)
-    unfinished = incomplete(path)
-    try:
-        with unfinished.open("wb") as file:
-            file.write(data)
-            if not is_remote(path):
-                file.flush()
-                os.fsync(file.fileno())  # else a power cut may leave an empty file under the name
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def incomplete(path: epath.Path) -> epath.Path:
-    """The name of a file while this thread writes it."""
-    writer = f"{platform.node()}-{os.getpid()}-{threading.get_ident()}"
-    return path.with_name(f"{path.name}.{writer}.incomplete")

@@ -47,9 +47,20 @@ def encode_coloured(labels: np.ndarray, colours: np.ndarray, unlabelled: Sequenc
     return buffer.getvalue()
 
 
-def decode(data: bytes) -> np.ndarray:
-    """The inverse of `encode`."""
-    return np.asarray(Image.open(io.BytesIO(data))).astype(np.uint16)
+def decode(data: bytes, source: str) -> np.ndarray:
+    """The inverse of `encode`.
+
+    Args:
+      source: where it was read, for the message.
+
+    Raises:
+      UserError: it is no PNG, or damaged.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            return np.asarray(image).astype(np.uint16)
+    except Exception as error:  # Pillow's readers raise many kinds on damaged files
+        raise UserError(f"The label map of {source} cannot be read: {error}") from None
 
 
 def read(file: str | Path, num_words: int) -> np.ndarray:

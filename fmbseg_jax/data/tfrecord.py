@@ -19,7 +19,7 @@ import google_crc32c
 import numpy as np
 from etils import epath
 
-from fmbseg_jax.data.images import incomplete, is_remote
+from fmbseg_jax.data.files import incomplete, is_remote
 from fmbseg_jax.errors import UserError
 
 _HEADER = struct.Struct("<QI")

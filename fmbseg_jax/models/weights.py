@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from fmbseg_jax import hub
-from fmbseg_jax.data.images import write_atomically
+from fmbseg_jax.data.files import write_atomically
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models.tables import Table
 

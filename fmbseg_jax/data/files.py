@@ -1,0 +1,151 @@
+"""Files of this machine or of a store: listed, named, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import re
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
+
+import fsspec
+from etils import epath
+
+from fmbseg_jax.errors import UserError
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path is in a store such as gs:// or s3://."""
+    return "://" in str(path)
+
+
+def exists(path: epath.PathLike) -> bool:
+    """Whether there is such a file or folder; raises UserError where its store cannot be asked."""
+    try:
+        return epath.Path(path).exists()
+    except Exception as error:  # each store has its own kinds
+        raise UserError(
+            f"{path} cannot be reached ({type(error).__name__}: {error}). Give a folder, gs:// (which "
+            "needs `pip install gcsfs`) or s3:// (`pip install s3fs`), and have your credentials set."
+        ) from None
+
+
+def inside(name: str, source: str) -> str:
+    """A name that others have written, `sub/a.jpg`; refused where it leads out of its folder.
+
+    Args:
+      source: where it was read, for the message.
+    """
+    parts = name.replace("\\", "/").split("/")
+    if not name.strip() or ".." in parts or parts[0] == "" or "\0" in name:
+        raise UserError(
+            f"{source} names the image {name!r}, which may lie outside its folder. Names are "
+            "relative, such as sub/a.jpg; do not use files of people you do not trust."
+        )
+    return name
+
+
+def walk(folder: epath.PathLike) -> Iterator[str]:
+    """Paths of all files under a folder, relative to it, with forward slashes; none is hidden.
+
+    Whatever links lead to a folder, it is visited once. One that cannot be read is told of.
+    """
+    if is_remote(folder):  # by one listing: epath's own walk forgets which store it is in
+        filesystem, root = fsspec.url_to_fs(str(folder))
+        for path in filesystem.find(root):
+            name = path.removeprefix(root).lstrip("/")
+            if not any(part.startswith(".") for part in name.split("/")):
+                yield name
+        return
+    visited = set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=_tell):
+        status = os.stat(root)
+        if (status.st_dev, status.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        made = MADE if RESULTS in names else set()
+        folders[:] = sorted(name for name in folders if name[0] != "." and name not in made)
+        for name in names:
+            if name[0] != "." and name not in made:
+                yield PurePath(root, name).relative_to(folder).as_posix()
+
+
+RESULTS, MADE = "segment.json", {"labels", "overlays", "scores", "contact_sheet.png"}
+"""In a folder with such a file these are results of segmenting, and no images to begin with."""
+
+
+def is_result(folder: Path, name: str) -> bool:
+    """Whether a file, by its path from a folder, is a result of segmenting."""
+    parts = Path(name).parts
+    return any(
+        part in MADE and (folder.joinpath(*parts[:i]) / RESULTS).is_file()
+        for i, part in enumerate(parts)
+    )
+
+
+def _tell(error: OSError) -> None:
+    print(f"{error.filename} is left out: {error.strerror}.")
+
+
+def write_atomically(path: epath.PathLike, data: bytes) -> None:
+    """Writes a file that appears under its name only when it is whole."""
+    path = epath.Path(path)
+    unfinished = incomplete(path)
+    try:
+        with unfinished.open("wb") as file:
+            file.write(data)
+            if not is_remote(path):
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut may leave an empty file under the name
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def incomplete(path: epath.Path) -> epath.Path:
+    """The name of a file while this thread writes it; short, however long the file's own is."""
+    name = hashlib.blake2b(os.fsencode(path.name), digest_size=6).hexdigest()
+    writer = f"{platform.node()}-{os.getpid()}-{threading.get_ident()}"
+    return path.with_name(f"{name}.{writer}.incomplete")
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes what killed runs, or killed workers of this one, have left unfinished below."""
+    for path in folder.rglob("*.incomplete"):
+        found = re.search(r"\.([^/]*)-(\d+)-\d+\.incomplete$", path.name)  # ours alone
+        if found and not (found[1] == platform.node() and _others_live(int(found[2]))):
+            path.unlink(missing_ok=True)
+
+
+def _others_live(pid: int) -> bool:
+    """Whether this is another process, and at work."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def write_table(path: epath.PathLike, rows: Mapping[str, str]) -> None:
+    """Writes lines of two columns, split by a tab; there is none within them."""
+    lines = (f"{name}\t{' '.join(text.split())}\n" for name, text in rows.items())
+    write_atomically(path, "".join(lines).encode())
+
+
+@contextlib.contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `folder` when the block ends well."""
+    unfinished = folder.with_name(f"{folder.name}.incomplete")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    yield unfinished
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
