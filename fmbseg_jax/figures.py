@@ -152,7 +152,7 @@ def contact_sheet(
     margin, gap = 28, 8
     across = min(across, len(examples))
     headings = list(columns) * across
-    tiles = [_fit(picture, tile) for example in examples for picture in example]
+    tiles = [Image.fromarray(fit(picture, tile)) for example in examples for picture in example]
     rows = [tiles[i : i + len(headings)] for i in range(0, len(tiles), len(headings))]
     heights = [max(picture.height for picture in row) for row in rows]
 
@@ -209,12 +209,12 @@ def matrix(
     return np.asarray(sheet)
 
 
-def _fit(picture: np.ndarray, side: int) -> Image.Image:
-    """A picture [H, W, 3], its longer side as long as `side`."""
+def fit(picture: np.ndarray, side: int) -> np.ndarray:
+    """A picture uint8 [H, W, 3], its longer side as long as `side`."""
     image = Image.fromarray(picture)
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
 
 
 def _rounded(size: tuple[int, int]) -> Image.Image:

@@ -26,7 +26,7 @@ from fmbseg_jax.data import coco_writer, files, images, label_maps
 from fmbseg_jax.vocabulary import IGNORE, synonyms
 
 BACKGROUND = "background"
-_SHEET = 12  # images in the contact sheet
+_SHEET, _TILE = 12, 240  # images in the contact sheet; side of each, in pixels
 _CLOCK = 2.0  # seconds: what the coarsest file systems tell apart
 
 
@@ -131,14 +131,15 @@ class Outputs:
         examples, present = [], set()
         for name, labels in self._maps(names):
             image = images.decode((self.images / name).read_bytes())
-            examples.append([image, figures.overlay(image, labels, len(self.words))])
+            pair = image, figures.overlay(image, labels, len(self.words))
+            examples.append([figures.fit(one, _TILE) for one in pair])  # large ones are not kept
             present |= set(np.unique(labels).tolist())
         sheet = figures.contact_sheet(
             ["image", "segmentation"],
             examples,
             self._titles,
             across=2,
-            tile=240,
+            tile=_TILE,
             captions=names,
             present=sorted(present - {IGNORE}),
             ignored=BACKGROUND if IGNORE in present else "",
