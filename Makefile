@@ -36,9 +36,9 @@ demo: .venv/demo
 	@echo
 	@echo "Look at $(WORK)/evaluation/test/contact_sheet.png. The aligner is in $(WORK)/export."
 	@echo "On a page (.venv/bin/pip install -e '.[app]'):"
-	@echo "  $(RUN) -m fmbseg_jax.app --model=$(WORK)/export --examples=$(DATA)/test/images"
+	@echo "  $(BIN)/fmbseg app --model=$(WORK)/export --examples=$(DATA)/test/images"
 	@echo "Next, your own images (the toy's encoders know only its scenes, real ones are fetched):"
-	@echo "  $(RUN) -m labelling --config=configs/folder.py --workdir=work/mine \\"
+	@echo "  $(BIN)/fmbseg label --config=configs/folder.py --workdir=work/mine \\"
 	@echo "      --images=PHOTOS --words=WORDS.txt"
 
 test: .venv/test browser

@@ -89,12 +89,22 @@ def run(main: Callable[[], None]) -> None:
     except ModuleNotFoundError as error:
         sys.exit(extras.missing(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        advice = _ADVICE.get(error.errno or 0)
+        if not advice:
             raise
-        sys.exit(f"\nerror: {error}. Make room, and run the same command to continue.")
+        sys.exit(f"\nerror: {error}. {advice} Then run the same command to continue.")
     except KeyboardInterrupt:
         print("\nInterrupted. Run the same command to continue.", file=sys.stderr)
         sys.exit(130)
+
+
+_ADVICE = {
+    errno.ENOSPC: "Make room.",
+    errno.EDQUOT: "Make room.",
+    errno.EROFS: "Give a folder that can be written to.",
+    errno.EACCES: "Give a folder that you may write to, or the right to do so.",
+}
+"""What to do about an error of the operating system."""
 
 
 def example() -> str:

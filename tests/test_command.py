@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import run
+from conftest import ROOT, run
 
 from fmbseg_jax import config_files, fields
 from fmbseg_jax.__main__ import PROGRAMS
@@ -105,6 +105,25 @@ def test_a_wrong_field_is_answered_with_the_nearest(tmp_path):
     assert error("train", *flags, "--config.train.epochs=many") == (
         "--config.train.epochs=many: 'many' is no integer.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        ("EACCES", "the right to do so"),
+        ("EROFS", "that can be written to"),
+        ("ENOSPC", "Make room"),
+    ],
+)
+def test_what_the_system_refuses_comes_with_advice(tmp_path, number, advice):
+    (tmp_path / "program.py").write_text(
+        "import errno\nfrom fmbseg_jax import program\n"
+        f"def main(): raise OSError(errno.{number}, 'No', 'out.png')\nprogram.run(main)"
+    )
+    result = run(tmp_path / "program.py", check=False, PYTHONPATH=str(ROOT))
+    assert result.returncode == 1 and "Traceback" not in result.stdout
+    assert "error: [Errno" in result.stdout and "'out.png'" in result.stdout
+    assert f"{advice}. Then run the same command to continue." in result.stdout
 
 
 def test_an_extra_that_is_missing_is_named(monkeypatch, capsys):
