@@ -231,7 +231,7 @@ def _pip(arguments: list[str]) -> str:
         argument = arguments.pop(0)
         if argument == "-r":
             assert (ROOT / arguments.pop(0)).is_file()
-        elif argument != "-q":
+        elif argument not in ("-q", "-e"):
             wanted = Requirement(re.sub(r"^\.", project["name"], argument))
             if wanted.name == project["name"]:
                 known = project["optional-dependencies"].keys()
