@@ -29,7 +29,7 @@ from absl import flags
 import fmbseg_jax
 from fmbseg_jax import deployed, exported, hub, program, vocabulary, workfolder
 from fmbseg_jax.classes import Classes
-from fmbseg_jax.data.files import replaced, write_atomically
+from fmbseg_jax.data.files import replaced, write_atomically, write_json
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.loading import load
 from fmbseg_jax.models import weights
@@ -56,8 +56,7 @@ def write_stablehlo(
         "versions": {"fmbseg_jax": fmbseg_jax.__version__, "jax": jax.__version__},
     }
     write_atomically(out / "similarities.stablehlo", contents)
-    text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(out / "similarities.json", text.encode())
+    write_json(out / "similarities.json", facts)
     print(f"{out / 'similarities.stablehlo'}: {len(contents) / 1e6:.1f} MB, {len(words)} words")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -207,6 +208,13 @@ def matrix(
         draw.text((0, (j + 0.5) * cell), name, _INK, letters, "lm")
     sheet.paste(upright.transpose(Image.Transpose.ROTATE_90), (left, 50))
     return np.asarray(sheet)
+
+
+def png(picture: np.ndarray) -> bytes:
+    """A picture uint8 [H, W, 3], or grey [H, W], as a PNG file."""
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, "PNG")
+    return data.getvalue()
 
 
 def fit(picture: np.ndarray, side: int) -> np.ndarray:

@@ -144,10 +144,4 @@ class Outputs:
             present=sorted(present - {IGNORE}),
             ignored=BACKGROUND if IGNORE in present else "",
         )
-        files.write_atomically(self.out / "contact_sheet.png", _png(sheet))
-
-
-def _png(picture: np.ndarray) -> bytes:
-    data = io.BytesIO()
-    Image.fromarray(picture).save(data, "PNG")
-    return data.getvalue()
+        files.write_atomically(self.out / "contact_sheet.png", figures.png(sheet))

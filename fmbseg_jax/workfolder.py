@@ -21,7 +21,7 @@ from typing import IO, Any
 from etils import epath
 
 from fmbseg_jax.config import Config, flatten
-from fmbseg_jax.data.files import exists, is_remote, remove_abandoned, write_atomically
+from fmbseg_jax.data.files import exists, is_remote, remove_abandoned, write_atomically, write_json
 from fmbseg_jax.errors import UserError
 
 # Changing these changes speed, memory, what is watched or kept, never what is labelled or learnt.
@@ -162,7 +162,7 @@ def remember(
     """
     if fresh or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
+        write_json(path, facts)
         return
     before = json.loads(path.read_text())
     changed = [

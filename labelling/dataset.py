@@ -25,7 +25,7 @@ from etils import epath
 
 from fmbseg_jax.data import example, images
 from fmbseg_jax.data.example import PseudoLabel
-from fmbseg_jax.data.files import write_atomically, write_table
+from fmbseg_jax.data.files import write_json, write_table
 from fmbseg_jax.data.images import ImageError
 from fmbseg_jax.data.tfrecord import (
     MOST_SHARDS,
@@ -236,8 +236,3 @@ def can_read(folder: epath.PathLike, name: str) -> bool:
     except ImageError:
         return False
     return True
-
-
-def write_json(path: epath.Path, value: Any) -> None:
-    """Writes JSON, atomically."""
-    write_atomically(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -34,9 +33,7 @@ def draw(out: epath.Path, label: PseudoLabel, words: Sequence[str], scene: Scene
     """Draws a record as `out`/FILENAME.png."""
     path = _path(out, label)
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = io.BytesIO()
-    Image.fromarray(label_sheet(label, words, scene)).save(data, "PNG")
-    files.write_atomically(path, data.getvalue())
+    files.write_atomically(path, figures.png(label_sheet(label, words, scene)))
 
 
 def draw_records(

@@ -7,14 +7,13 @@ word can be told from what it looks like and not from where it is.
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from fmbseg_jax.data.files import write_atomically
+from fmbseg_jax.figures import png
 from toyworld import drawing
 
 STUFF = tuple(drawing.STUFF)
@@ -148,12 +147,6 @@ def _shade(image: np.ndarray, cover: np.ndarray, radius: int) -> None:
     image *= 1 - 0.38 * shadow[..., None]
 
 
-def _png(pixels: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
-
-
 def write_folder(folder: str | Path, split: str, count: int, offset: int = 0) -> Path:
     """Writes scenes `offset` to `offset + count` of a split: an annotated folder of images.
 
@@ -169,6 +162,6 @@ def write_folder(folder: str | Path, split: str, count: int, offset: int = 0) ->
         image, labels = (folder / kind / f"{split}_{i:06d}.png" for kind in ("images", "labels"))
         if not (image.exists() and labels.exists()):
             drawn = scene(SPLITS[split] + i)
-            write_atomically(image, _png(drawn.image))
-            write_atomically(labels, _png(drawn.labels.astype(np.uint8)))
+            write_atomically(image, png(drawn.image))
+            write_atomically(labels, png(drawn.labels.astype(np.uint8)))
     return folder

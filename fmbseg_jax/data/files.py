@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import platform
 import re
@@ -11,6 +12,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
+from typing import Any
 
 import fsspec
 from etils import epath
@@ -133,6 +135,11 @@ def _others_live(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """Writes JSON of any alphabet, as `write_atomically`."""
+    write_atomically(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def write_table(path: epath.PathLike, rows: Mapping[str, str]) -> None:
