@@ -81,7 +81,7 @@ class Ours:
         aligned.use(aligner_params(aligned.shapes["hidden"]["kernel"].shape[0]))
         protocol = Eval(batch_size=BATCH.value, compute=COMPUTE.value)
         toy = Path(__file__).resolve().parent.parent / "toyworld" / "weights" / "clip"
-        segmenter: Any = Segmenter(aligned, str(toy), protocol)
+        segmenter: Any = Segmenter(aligned, str(toy), "toy", protocol)
         segmenter._text = lambda *_, **__: photographs.text  # no words are encoded
         self._segmenter = segmenter
         self._classes = Classes.of([f"word {i}" for i in range(WORDS.value)])

@@ -48,7 +48,7 @@ def random_segmenter(folder: Path) -> Any:
     aligned = Aligned({"aligner": described, "vision": {"hash": ""}}, str(folder / "dinov2"))
     random = np.random.default_rng(0)
     aligned.use(jax.tree.map(lambda leaf: random.normal(0, 0.03, leaf.shape), aligned.shapes))
-    return Segmenter(aligned, str(tokens), Eval())
+    return Segmenter(aligned, str(tokens), "tokens", Eval())
 
 
 def questions(segmenter: Any) -> dict[str, float]:

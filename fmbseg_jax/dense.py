@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, UInt8
 
 from fmbseg_jax.data import images
 from fmbseg_jax.models import aligner as aligners
-from fmbseg_jax.models import encoders, weights
+from fmbseg_jax.models import encoders, identity
 from fmbseg_jax.models.aligner import unit
 from fmbseg_jax.patches import encode
 
@@ -87,7 +87,7 @@ class ClipPatches:
     def __init__(self, source: str, compute: str = "float32"):
         self._module, params = encoders.load_clip_vision(source, compute)
         self.params: Any = params
-        self._hash = weights.content_hash(source)
+        self._hash = identity.content_hash(source)
 
     @property
     def patch(self) -> int:

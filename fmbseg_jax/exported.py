@@ -8,9 +8,11 @@ trusted: it is read as JSON and arrays, checked, and nothing of it is run or wri
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +103,15 @@ def locate(path: str | Path) -> Path:
     """The folder of an export: `path` itself, or a hub id's files, fetched once under a bar."""
     if Path(path).exists() or not hub.is_id(str(path)):
         return Path(path)
-    return hub.fetch(str(path), lambda: ["model.json", "README.md", "params/*"], read_model)
+    return hub.fetch(str(path), _own_files, read_model, _OWN)
+
+
+_OWN = "model.json", "README.md", "params/*"
+
+
+def _own_files(names: Sequence[str]) -> list[str]:
+    """Of a repository's files the aligner's; not its StableHLO, which may take gigabytes."""
+    return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in _OWN)]
 
 
 def check_shapes(folder: Path, template: Any, advice: str) -> None:

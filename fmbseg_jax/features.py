@@ -30,7 +30,7 @@ from fmbseg_jax import logs, program, sharding, workfolder
 from fmbseg_jax.config import Config, flatten
 from fmbseg_jax.data import example, files, pipeline
 from fmbseg_jax.data.tfrecord import RecordSource, ShardWriter, find_shards, shard_name
-from fmbseg_jax.models import weights
+from fmbseg_jax.models import identity
 from fmbseg_jax.patches import PatchEncoder, encode
 
 
@@ -40,7 +40,9 @@ def write_features(config: Config, workdir: epath.Path) -> None:
     metadata = example.read_metadata(source)
     inputs = find_shards(source)
     folder = workdir / "features"
-    vision = {"source": config.models.vision, "hash": weights.content_hash(config.models.vision)}
+    before = workfolder.recorded(_record(folder, 0)).get("vision", "")
+    model = config.models.vision
+    vision = {"source": model, "hash": identity.content_hash(model, before)}
     options = config.features
     made_by = {
         "vision": vision["hash"],
@@ -87,13 +89,11 @@ class _Shard:
         source = RecordSource([labelled])
         self.size = len(source)
         self._facts = {"labels": source.digest, **made_by}
-        self._record = folder / "progress" / f"{index:05d}.json"
+        self._record = _record(folder, index)
 
     @property
     def done(self) -> bool:
-        if not (self.path.exists() and self._record.exists()):
-            return False
-        return json.loads(self._record.read_text()) == self._facts
+        return self.path.exists() and workfolder.recorded(self._record) == self._facts
 
     def writer(self) -> ShardWriter:
         """What it is made from is on disk before it gets its name; so the old one goes first."""
@@ -101,6 +101,11 @@ class _Shard:
         self._record.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomically(self._record, json.dumps(self._facts).encode())
         return ShardWriter(self.path)
+
+
+def _record(folder: epath.Path, index: int) -> epath.Path:
+    """Where it is written down what a shard is made from."""
+    return folder / "progress" / f"{index:05d}.json"
 
 
 def _finish(

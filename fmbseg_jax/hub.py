@@ -1,7 +1,12 @@
-"""Published models: a folder here, or files of the Hugging Face hub, fetched once."""
+"""Published models: a folder here, or files of the Hugging Face hub, fetched once.
+
+What is in the hub's cache is taken from there without a request, whoever has put it there, as long
+as all that we want is there; else the rest is fetched.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -10,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.pretrained import config_json, tokenizer
 
-TOKENIZER = "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"
 _WEIGHTS = "model.safetensors", "pytorch_model.bin"
-_WANTED = "*.json", "*.txt", "*.safetensors"
+_BESIDE = ("config.json", *config_json.PROCESSORS, *tokenizer.FILES)
+_SHOWN = "*.json", "*.txt", "model*.safetensors"
+"""Patterns for people; `_model_files` is exact."""
+_NO_ID = {".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".npz", ".onnx", ".zip", ".h5"}
 
 
 def locate(source: str) -> Path:
@@ -28,12 +36,24 @@ def locate(source: str) -> Path:
         raise UserError(
             f"No model at {source}: give a folder, or a hub id such as facebook/dinov2-base."
         )
-    return fetch(source, lambda: _wanted(source), weight_files, _WANTED)
+    return fetch(
+        source,
+        lambda names: _model_files(source, names),
+        lambda folder: _check_model(source, folder),
+        _BESIDE,
+        _SHOWN,
+    )
 
 
 def is_id(source: str) -> bool:
-    """Whether this may be the name of a repository on the hub: `facebook/dinov2-base`."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and ".." not in source
+    """Whether this may be the name of a repository on the hub: `facebook/dinov2-base`.
+
+    Not what is plainly a file or an export, `checkpoints/sam.pth`, `work/export`: where that is
+    missing, the hub is not asked.
+    """
+    path = Path(source)
+    named = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None and ".." not in source
+    return named and path.suffix.lower() not in _NO_ID and path.name != "export"
 
 
 def check_id(source: str) -> None:
@@ -44,43 +64,74 @@ def check_id(source: str) -> None:
 
 def fetch(
     source: str,
-    wanted: Callable[[], list[str] | None],
+    choose: Callable[[Sequence[str]], Sequence[str]],
     check: Callable[[Path], Any],
+    patterns: Sequence[str],
     shown: Sequence[str] = (),
 ) -> Path:
-    """The folder of a repository's files, fetched once under a bar.
+    """The folder of a repository's files: those of the cache, else fetched under a bar.
 
     Args:
-      wanted: patterns of the files to fetch; None for all. Asked with a connection only.
-      check: raises UserError where the files are not whole.
+      choose: from the names of all files of a repository, those that are wanted.
+      check: raises UserError where the files in a folder are not all that is wanted.
+      patterns: files that have to be in the cache if the repository has them; without them the
+        hub's client would want every file there.
       shown: patterns for the message that says how to fetch the files by hand.
 
     Raises:
       UserError: they cannot be had; the message says how to get them.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
-    print(
-        f"Looking for {source} in the Hugging Face hub's cache, then in the hub ...",
-        file=sys.stderr,  # also where this is called as a function, whose output may be a table
-    )
+    # Without the network the hub's client would retry for half a minute, so the cache comes first;
+    # only `check` knows whether it is whole, for another program may have filled it.
+    with contextlib.suppress(OSError, UserError):
+        found = snapshot_download(source, local_files_only=True, allow_patterns=list(patterns))
+        folder = Path(found)
+        check(folder)
+        return folder
+    # Also where this is called as a function, whose output may be a table.
+    print(f"Fetching {source} from the Hugging Face hub ...", file=sys.stderr)
     try:
-        try:  # the cache first: without a network the hub's client would retry for half a minute
-            folder = Path(snapshot_download(source, local_files_only=True))
-            check(folder)  # a download that was stopped lacks some
-            return folder
-        except (OSError, UserError):
-            pass
-        return Path(snapshot_download(source, allow_patterns=wanted()))
+        wanted = choose(HfApi().list_repo_files(source))
+        folder = Path(snapshot_download(source, allow_patterns=list(wanted)))
+    except UserError:
+        raise
     except Exception as error:  # offline, unknown id, no access: the hub client has many kinds
-        include = " --include " + " ".join(f"'{pattern}'" for pattern in shown) if shown else ""
-        name = Path(source).name
-        raise UserError(
-            f"{source} is neither a folder here nor to be had from the Hugging Face hub "
-            f"({_reason(error)}). On a machine with a "
-            f"connection run\n    hf download {source} --local-dir {name}{include}\n"
-            f"copy the folder {name} to this machine, and give its path in the place of the id."
-        ) from None
+        raise UserError(_advice(source, error, shown)) from None
+    check(folder)
+    return folder
+
+
+def _advice(source: str, error: Exception, shown: Sequence[str]) -> str:
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    unknown = isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError)
+    if isinstance(error, GatedRepoError) or (status in (401, 403) and not unknown):
+        return (
+            f"{source} is given only to those who have accepted its licence ({_reason(error)}). "
+            f"Accept it on https://huggingface.co/{source}, run `hf auth login` with a token of "
+            "the same account, and start again."
+        )
+    if unknown:
+        return (
+            f"{source} is neither a folder here nor a model on the Hugging Face hub "
+            f"({_reason(error)}). Check its spelling; if it is private, run `hf auth login`."
+        )
+    include = "".join(f" --include '{pattern}'" for pattern in shown)
+    name = Path(source).name
+    bin_too = (
+        "\n(with --include 'pytorch_model*.bin' for the last, where it has no safetensors)"
+        if "model*.safetensors" in shown
+        else ""
+    )
+    return (
+        f"{source} is neither a folder here nor to be had from the Hugging Face hub "
+        f"({_reason(error)}). On a machine with a connection run\n"
+        f"    hf download {source} --local-dir {name}{include}{bin_too}\n"
+        f"copy the folder {name} to this machine, and give its path in the place of the id."
+    )
 
 
 def push(folder: Path, source: str, *, private: bool) -> str:
@@ -132,24 +183,49 @@ def weight_files(folder: Path) -> list[Path]:
             )
         return [folder / part for part in parts]
     raise UserError(
-        f"No weights in {folder}: expected {' or '.join(_WEIGHTS)}, or its parts with their "
-        "index.json."
+        f"No weights in {folder}{config_json.other_layout(folder)}: expected "
+        f"{' or '.join(_WEIGHTS)}, or its parts with their index.json."
     )
 
 
-def check_tokenizer(folder: Path) -> None:
-    """Raises UserError where a folder lacks its tokenizer: an empty one would stand in for it."""
-    one_file, *two = TOKENIZER[:3]
-    if not (folder / one_file).is_file() and not all((folder / name).is_file() for name in two):
-        raise UserError(
-            f"{folder} has no tokenizer: expected {one_file}, or {' and '.join(two)}. Take them "
-            "from where the model was published."
+def _model_files(source: str, names: Sequence[str]) -> list[str]:
+    """Of a repository's files those of one model: what lies beside its weights, and these once.
+
+    Raises:
+      UserError: it is of a kind that is not read here, or has no weights in Hugging Face layout.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if "config.json" in names:  # the kind is known before gigabytes are fetched
+        config_json.check_kind(
+            config_json.read_json(Path(hf_hub_download(source, "config.json"))), source
         )
+    if not {*config_json.PROCESSORS} & {*names}:
+        for name in config_json.PROCESSORS:  # the cache remembers that they are not there
+            with contextlib.suppress(EntryNotFoundError):
+                hf_hub_download(source, name)
+    for weights in _WEIGHTS:
+        stem, ending = weights.split(".")
+        part = re.compile(rf"{stem}(-\d+-of-\d+)?\.{ending}(\.index\.json)?")
+        if found := [name for name in names if part.fullmatch(name)]:
+            return [*found, *(name for name in _BESIDE if name in names)]
+    raise UserError(
+        f"{source} has no weights in Hugging Face layout ({' or '.join(_WEIGHTS)}); it has "
+        f"{', '.join(sorted(names)[:8])}. Models in OpenCLIP's, timm's or Meta's own layout are "
+        "often published in this one, too, under another name."
+    )
 
 
-def _wanted(source: str) -> list[str]:
-    """What to fetch: pytorch_model.bin only where nobody has published safetensors."""
-    from huggingface_hub import list_repo_files
+def _check_model(source: str, folder: Path) -> None:
+    """Raises UserError where a folder of the cache lacks what its kind of model needs."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 
-    safe = any(name.endswith(".safetensors") for name in list_repo_files(source))
-    return [*_WANTED] if safe else [*_WANTED[:2], "pytorch_model*.bin"]
+    kind = config_json.read(folder, source).get("model_type")
+    weight_files(folder)
+    if kind == config_json.CLIP:
+        tokenizer.check(folder)
+    processors = [try_to_load_from_cache(source, name) for name in config_json.PROCESSORS]
+    known = any(isinstance(path, str) for path in processors)
+    if kind != config_json.SAM and not known and set(processors) != {_CACHED_NO_EXIST}:
+        raise UserError(f"{folder} lacks {' or '.join(config_json.PROCESSORS)}.")

@@ -10,7 +10,7 @@ from fmbseg_jax import config as config_lib
 from fmbseg_jax import exported
 from fmbseg_jax.dense import Aligned, ClipPatches
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.models import weights
+from fmbseg_jax.models import identity
 from fmbseg_jax.segmenter import Segmenter
 
 
@@ -49,12 +49,15 @@ def untrained(
 ) -> tuple[Segmenter, Aligned]:
     """What an export's model.json describes: a segmenter, and its model, which lacks parameters."""
     aligned = Aligned(model, _same_weights(model, "vision", vision), protocol.compute)
-    return Segmenter(aligned, _same_weights(model, "clip", clip), protocol), aligned
+    clip = _same_weights(model, "clip", clip)
+    return Segmenter(aligned, clip, model["clip"]["hash"], protocol), aligned
 
 
 def clip_patches(clip: str, protocol: config_lib.Eval) -> Segmenter:
     """CLIP's own patches as a segmenter: the paper's baseline."""
-    return Segmenter(ClipPatches(clip, protocol.compute), clip, protocol)
+    return Segmenter(
+        ClipPatches(clip, protocol.compute), clip, identity.content_hash(clip), protocol
+    )
 
 
 def _protocol(leaves: dict[str, Any], changes: Mapping[str, Any]) -> config_lib.Eval:
@@ -88,7 +91,7 @@ def _same_weights(model: dict[str, Any], name: str, source: str) -> str:
     trained = model[name]
     source = source or trained["source"]
     try:
-        found = weights.content_hash(source)
+        found = identity.content_hash(source, trained["hash"])
     except UserError as error:
         raise UserError(
             f"The {name} encoder that this aligner was trained with was at {trained['source']}. "
@@ -96,8 +99,9 @@ def _same_weights(model: dict[str, Any], name: str, source: str) -> str:
         ) from None
     if found != trained["hash"]:
         raise UserError(
-            f"The {name} encoder at {source} has other files (weights, config.json, ...) than the "
-            f"aligner was trained with (hash {found}, then {trained['hash']}). Give those, "
+            f"The {name} encoder at {source} has other values (weights, sizes, normalisation, "
+            f"tokenizer) than the one that the aligner was trained with (hash {found}, then "
+            f"{trained['hash']}). Give that one, "
             f"--{name}=FOLDER, or train again."
         )
     return source

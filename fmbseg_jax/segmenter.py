@@ -20,7 +20,6 @@ from fmbseg_jax.data.accept import ImageLike
 from fmbseg_jax.dense import Dense
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.looking import Looker, Prepared
-from fmbseg_jax.models import weights
 from fmbseg_jax.text import text_features
 from fmbseg_jax.vocabulary import read_templates
 
@@ -85,16 +84,17 @@ class Segmenter:
     are kept: other words for the same image cost a comparison, not a look at the image.
     """
 
-    def __init__(self, dense: Dense, clip: str, protocol: config_lib.Eval):
+    def __init__(self, dense: Dense, clip: str, clip_hash: str, protocol: config_lib.Eval):
         """Raises UserError where windows are not made of whole patches.
 
         Args:
           dense: the model.
           clip: source of the CLIP whose text space the model's features are in.
+          clip_hash: what its values are known by, as `identity.content_hash` gives it.
           protocol: sizes, windows and templates.
         """
         self.dense, self._eval = dense, protocol
-        self._text, self._text_hash = text_features(clip), weights.content_hash(clip)
+        self._text, self._text_hash = text_features(clip), clip_hash
         self._templates = read_templates(protocol.template)
         self._looker = Looker(dense, protocol)
         self._text_of: Any = functools.lru_cache(16)(self._text_on)

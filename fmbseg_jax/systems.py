@@ -15,7 +15,7 @@ from fmbseg_jax.config import Eval
 from fmbseg_jax.data.benchmarks import Benchmark
 from fmbseg_jax.evaluation import Result
 from fmbseg_jax.loading import clip_patches, load
-from fmbseg_jax.models import weights
+from fmbseg_jax.models import identity
 from fmbseg_jax.segmenter import Segmenter
 
 
@@ -57,7 +57,7 @@ class Model:
     @classmethod
     def clip(cls, name: str, source: str, protocol: Eval) -> Model:
         """CLIP's own patches."""
-        facts = {"source": source, "hash": weights.content_hash(source)}
+        facts = {"source": source, "hash": identity.content_hash(source)}
         return cls(name, clip_patches(source, protocol), {"clip": facts})
 
     def score(self, benchmark: Benchmark, classes: Classes, counts: Path) -> list[Result]:

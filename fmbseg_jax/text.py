@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmbseg_jax.data.files import write_atomically
-from fmbseg_jax.errors import UserError
-from fmbseg_jax.models import encoders, weights
+from fmbseg_jax.models import encoders, identity
 from fmbseg_jax.vocabulary import TEMPLATE, prompts, synonyms
 
 _BATCH = 8  # sentences encoded at once: of one new word, little is padding
@@ -34,7 +33,7 @@ class TextFeatures:
 
     def __init__(self, source: str):
         self._source, self._lock = source, threading.Lock()
-        self._folder = _cache_folder() / "sentences" / weights.content_hash(source)
+        self._folder = _cache_folder() / "sentences" / identity.content_hash(source)
         self._known: dict[str, np.ndarray] = {}
 
     @functools.cached_property
@@ -82,14 +81,9 @@ class TextFeatures:
 
     def _encode(self, sentences: Sequence[str]) -> np.ndarray:
         module, params, tokenizer, apply = self._tower
-        rows = tokenizer(list(sentences))["input_ids"]
-        longest = max(rows, key=len)
-        if len(longest) > module.spec.length:
-            raise UserError(
-                f"{sentences[rows.index(longest)]!r} has {len(longest)} tokens; CLIP reads "
-                f"{module.spec.length}. Shorten the word."
-            )
-        length = min(-(-len(longest) // _ROUND) * _ROUND, module.spec.length)
+        rows = tokenizer(sentences)
+        longest = max(map(len, rows))
+        length = min(-(-longest // _ROUND) * _ROUND, module.spec.length)
         padded = np.full((_BATCH, length), module.spec.end, np.int32)
         for i, row in enumerate(rows):
             padded[i, : len(row)] = row
@@ -128,7 +122,7 @@ def _cache_folder() -> Path:
 
 def text_features(source: str) -> TextFeatures:
     """One `TextFeatures` in a process for each source, as long as its files are the same."""
-    return _text_features(source, weights.content_hash(source))
+    return _text_features(source, identity.content_hash(source))
 
 
 @functools.cache

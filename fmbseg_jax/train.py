@@ -27,7 +27,7 @@ from fmbseg_jax.data.example import read_metadata
 from fmbseg_jax.data.pipeline import TrainBatches
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.exported import Export, load_export, read_model, save_export
-from fmbseg_jax.models import encoders, weights
+from fmbseg_jax.models import encoders, identity
 from fmbseg_jax.text import text_features
 from fmbseg_jax.training_data import TrainingData, open_cached, open_online
 from fmbseg_jax.validation import Validation
@@ -66,13 +66,17 @@ def train(config: Config, workdir: Path) -> None:
         encoder=data.encoder.module if data.encoder else None, mesh=mesh,
     )  # fmt: skip
     state = training.create_state(objective, config.seed, data.width)
-    fresh = not workfolder.holds(epath.Path(workdir) / "checkpoints", CHECKPOINTS.split("/")[1])
+    checkpoints = epath.Path(workdir) / "checkpoints"
+    fresh = not workfolder.holds(checkpoints, CHECKPOINTS.split("/")[1])
     if config.train.start_from and fresh:
         state = dataclasses.replace(state, params=start_from(config, model, state.params))
+    made_from = checkpoints / "made_from.json"
+    before = workfolder.recorded(made_from).get("clip", "")
+    clip_hash = identity.content_hash(model["clip"]["source"], before)
     sharding.by_the_first(
         lambda: workfolder.remember(
-            workdir / "checkpoints" / "made_from.json",
-            {"features": data.digest, "clip": model["clip"]["hash"]},
+            made_from,
+            {"features": data.digest, "clip": clip_hash},
             "Delete that folder to train afresh, or give another --workdir.",
             fresh=fresh,
         )
@@ -100,10 +104,11 @@ def start_from(config: Config, model: dict[str, Any], template: Any) -> Any:
     folder = config.train.start_from
     other = read_model(folder)
     for name in ("vision", "clip"):
-        if other[name]["hash"] != model[name]["hash"]:
+        recorded = other[name]["hash"]
+        if identity.content_hash(model[name]["source"], recorded) != recorded:
             raise UserError(
                 f"train.start_from={folder} was trained with the {name} encoder "
-                f"{other[name]['source']} ({other[name]['hash']}); here it is "
+                f"{other[name]['source']} ({recorded}); here it is "
                 f"{model[name]['source']} ({model[name]['hash']}). Use the same."
             )
     return jax.device_get(load_export(folder, template))
@@ -132,7 +137,7 @@ def describe(
     return {
         "aligner": aligner,
         "vision": {"source": resolve(vision["source"]), "hash": vision["hash"]},
-        "clip": {"source": clip, "hash": weights.content_hash(clip)},
+        "clip": {"source": clip, "hash": identity.content_hash(clip)},
         "words": data.metadata["words"],
         "images": data.count,
         "steps": steps,

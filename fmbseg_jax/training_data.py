@@ -17,7 +17,7 @@ from fmbseg_jax.data.example import (
 from fmbseg_jax.data.pipeline import Example
 from fmbseg_jax.data.tfrecord import RecordSource, find_shards
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.models import weights
+from fmbseg_jax.models import identity
 from fmbseg_jax.patches import PatchEncoder
 from fmbseg_jax.vocabulary import IGNORE
 
@@ -70,7 +70,7 @@ def open_online(config: Config, workdir: Path) -> TrainingData:
 
     used = "features.size", "features.compute"
     ours = {name: value for name, value in flatten(config).items() if name in used}
-    vision = {"source": source, "hash": weights.content_hash(source)}
+    vision = {"source": source, "hash": identity.content_hash(source)}
     metadata = {
         "words": made["words"],
         "vision": vision,

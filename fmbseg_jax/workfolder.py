@@ -149,6 +149,11 @@ def _lock_file(folder: Path) -> IO[str]:
         raise UserError(f"Cannot write to {folder}: {error.strerror or error}.") from None
 
 
+def recorded(path: epath.Path | Path) -> dict[str, Any]:
+    """What `remember` has written down; nothing where it has not yet."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def remember(
     path: epath.Path | Path, facts: dict[str, Any], advice: str, *, fresh: bool = False
 ) -> None:
@@ -164,7 +169,7 @@ def remember(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, facts)
         return
-    before = json.loads(path.read_text())
+    before = recorded(path)
     changed = [
         f"{name}: {_difference(before.get(name), value)}"
         for name, value in facts.items()

@@ -7,8 +7,7 @@ of an enlarged image, so that the map is fine.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 from fmbseg_jax import hub
 from fmbseg_jax.data import images
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.pretrained import config_json
+from fmbseg_jax.pretrained.tokenizer import Tokenizer
 from fmbseg_jax.vocabulary import prompts, synonyms
 
-_CROPS_AT_ONCE = 32
+_CROPS_AT_ONCE, _SENTENCES_AT_ONCE = 32, 256
 """Memory and speed, not results."""
 
 
@@ -36,8 +37,10 @@ class Clip:
           dtype: what is multiplied: "float32", or half of it, "float16" or "bfloat16".
         """
         folder = hub.locate(source)
-        self._mean, self._std = _normalisation(folder)
-        self.tokenizer, self.model = _load(folder)
+        self._mean, self._std = config_json.normalisation(folder, source)
+        self.model = _load(folder, source)
+        text = self.model.config.text_config
+        self.tokenizer = Tokenizer(folder, text.vocab_size, text.max_position_embeddings)
         self.model.eval().to(device)
         self.device, self._dtype = device, getattr(torch, dtype)
         self.patch: int = self.model.config.vision_config.patch_size
@@ -46,9 +49,10 @@ class Clip:
     def text(self, words: Sequence[str], template: str) -> torch.Tensor:
         """Text features of the words in the template: [K, D]; of synonyms, their mean."""
         names = [synonyms(word) for word in words]
+        sentences = prompts([name for some in names for name in some], template)
         features = [
-            self.model.text_projection(self.model.text_model(input_ids=ids).pooler_output)
-            for ids in self._token_ids([name for some in names for name in some], template)
+            self._sentence_features(sentences[i : i + _SENTENCES_AT_ONCE])
+            for i in range(0, len(sentences), _SENTENCES_AT_ONCE)
         ]
         by_word = normalize(torch.cat(features), dim=-1).split([len(some) for some in names])
         return normalize(torch.stack([some.mean(0) for some in by_word]), dim=-1)
@@ -125,20 +129,18 @@ class Clip:
         )
         return normalize(token, dim=-1), patches.unflatten(1, (side, side))
 
-    def _token_ids(self, words: Sequence[str], template: str) -> Iterator[torch.Tensor]:
-        room = self.model.config.text_config.max_position_embeddings
-        sentences = prompts(words, template)
-        for i in range(0, len(sentences), 256):
-            # No attention mask: padding comes after the end token, which sees only what precedes.
-            batch = self.tokenizer(sentences[i : i + 256], padding=True, return_tensors="pt")
-            ids = batch.input_ids
-            if ids.shape[1] > room:
-                longest = max(words, key=lambda word: len(self.tokenizer.tokenize(word)))
-                raise UserError(
-                    f"The word {longest!r} gives {ids.shape[1]} tokens in the template; CLIP reads "
-                    f"{room}. Shorten the word."
-                )
-            yield ids.to(self.device)
+    def _sentence_features(self, sentences: Sequence[str]) -> torch.Tensor:
+        """[s, D], not normalised: the state of each sentence's end token, projected."""
+        rows = self.tokenizer(sentences)
+        padded = np.full((len(rows), max(map(len, rows))), self.tokenizer.end)
+        for i, row in enumerate(rows):
+            padded[i, : len(row)] = row
+        ids = torch.from_numpy(padded).to(self.device)
+        # No attention mask: padding comes after the end token, which sees only what precedes.
+        states = self.model.text_model(input_ids=ids).last_hidden_state
+        # transformers' own choice follows the config.json, which may name another token as the end.
+        end = (ids == self.tokenizer.end).int().argmax(dim=1)
+        return self.model.text_projection(states[torch.arange(len(rows)), end])
 
 
 def crop_corners(shape: Sequence[int], crop: int, stride: int, patch: int) -> list[tuple[int, int]]:
@@ -156,34 +158,27 @@ def crop_corners(shape: Sequence[int], crop: int, stride: int, patch: int) -> li
     return [(y, x) for y in rows for x in columns]
 
 
-def _load(folder: Path) -> tuple[Any, Any]:
-    """The tokenizer and the CLIPModel, float32."""
-    hub.check_tokenizer(folder)
+def _load(folder: Path, source: str) -> Any:
+    """The CLIPModel, float32, of the sizes that the other stages read in its config.json."""
+    config = config_json.read(folder, source)
+    config_json.check_kind(config, source, (config_json.CLIP,), "the model of words")
+    towers = {
+        f"{name}_config": (config.get(f"{name}_config") or {})
+        | config_json.clip_tower(config, name, source)
+        for name in ("text", "vision")
+    }
     # Imported here: it takes seconds, and to find that a model is missing must not.
-    from transformers import AutoTokenizer, CLIPModel
+    from transformers import CLIPConfig, CLIPModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
         load: Any = CLIPModel.from_pretrained
-        model, report = load(folder, dtype=torch.float32, output_loading_info=True)
+        sizes = CLIPConfig(**towers, projection_dim=config.get("projection_dim", 512))
+        model, report = load(folder, config=sizes, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # transformers raises many kinds on damaged files
         raise UserError(f"The CLIP model in {folder} cannot be loaded: {error}") from error
     if report["missing_keys"]:  # transformers would fill these with random numbers
         missing = ", ".join(sorted(report["missing_keys"])[:5])
         raise UserError(f"The CLIP model in {folder} lacks parameters: {missing}.")
-    return tokenizer, model
-
-
-def _normalisation(folder: Path) -> tuple[list[float], list[float]]:
-    """Mean and std of pixels in [0, 1]. Read here: transformers' image classes want torchvision."""
-    path = folder / "preprocessor_config.json"
-    try:
-        settings = json.loads(path.read_text())
-        return settings["image_mean"], settings["image_std"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}). A CLIP folder has it, with image_mean and "
-            "image_std: copy it from where the model was published."
-        ) from None
+    return model

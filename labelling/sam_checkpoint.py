@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from fmbseg_jax import hub
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.pretrained import config_json
 from labelling import sam_names
 from labelling.meta_sam import segment_anything
 
@@ -121,9 +121,8 @@ def read(source: str | Path) -> dict[str, torch.Tensor]:
       UserError: it is none of these.
     """
     path = Path(source)
-    hub_id = re.fullmatch(r"[\w.-]+/sam[\w.-]*", str(source)) and path.suffix not in (".pth", ".pt")
-    if path.is_dir() or (hub_id and not path.is_file()):
-        return _read_folder(hub.locate(str(source)))
+    if path.is_dir() or (hub.is_id(str(source)) and not path.is_file()):
+        return _read_folder(hub.locate(str(source)), str(source))
     if not path.is_file():
         raise UserError(
             f"No SAM checkpoint at {path}. Get one of segment-anything's (sam_vit_b_01ec64.pth, "
@@ -137,13 +136,20 @@ def read(source: str | Path) -> dict[str, torch.Tensor]:
             f"{path} is no SAM checkpoint: torch cannot read it ({type(error).__name__}). It has "
             f"{path.stat().st_size:,} bytes, SAM ViT-B 375 million: fetch it again."
         ) from None
+    if other := sam_names.other_model(tensors):
+        raise UserError(
+            f"{path} is a checkpoint of {other}, which is another architecture. Read here are SAM's "
+            "own (sam_vit_b_01ec64.pth, ...) and what was fine-tuned from it, such as MedSAM."
+        )
     if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()):
         raise UserError(f"{path} is no SAM checkpoint: expected a dict of tensors by name.")
     return tensors
 
 
-def _read_folder(folder: Path) -> dict[str, torch.Tensor]:
+def _read_folder(folder: Path, source: str) -> dict[str, torch.Tensor]:
     """transformers' SamModel."""
+    config = config_json.read(folder, source)
+    config_json.check_kind(config, source, (config_json.SAM,), "the model of masks")
     tensors: dict[str, torch.Tensor] = {}
     for path in hub.weight_files(folder):
         try:

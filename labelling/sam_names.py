@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 _NAMES = (
     (r"vision_encoder\.patch_embed\.projection\.", "image_encoder.patch_embed.proj."),
@@ -64,3 +65,21 @@ def _mlp_layer(name: str, names: list[str]) -> str | None:
     if number is None:
         number = int(layer.split(".")[1]) + 1
     return f"{mlp}.layers.{number}.{kind}"
+
+
+_OTHERS = {
+    r"mask_decoder\.(hf_token|compress_vit_feat)\..*": "SAM-HQ",
+    r"image_encoder\.(layers\.0|patch_embed\.seq)\..*": "MobileSAM",
+    r"image_encoder\.(trunk|neck\.convs)\..*|sam_mask_decoder\..*": "SAM 2",
+    r"detector\..*": "SAM 3",
+}
+"""By names that their tensors have, and SAM's have not."""
+
+
+def other_model(checkpoint: Any) -> str:
+    """What an unpickled checkpoint is of, where it is of a known successor of SAM; else ""."""
+    tensors = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else {}
+    for pattern, model in _OTHERS.items():
+        if any(re.fullmatch(pattern, str(name)) for name in tensors):
+            return model
+    return ""

@@ -109,7 +109,7 @@ def save_aligner(folder: Path, root: Path, kind: str = "mlp", **protocol) -> Pat
 
     from fmbseg_jax import config as config_lib
     from fmbseg_jax import exported
-    from fmbseg_jax.models import aligner, encoders, weights
+    from fmbseg_jax.models import aligner, encoders, identity
 
     config = config_lib.Config()
     sizes = {"short_side": 70, "window": 70, "stride": 35} | protocol
@@ -122,8 +122,8 @@ def save_aligner(folder: Path, root: Path, kind: str = "mlp", **protocol) -> Pat
     params = aligner.create(**described).init(jax.random.key(0), jnp.zeros((1, 4, width)))["params"]
     model = {
         "aligner": described,
-        "vision": {"source": str(vision), "hash": weights.content_hash(str(vision))},
-        "clip": {"source": str(clip), "hash": weights.content_hash(str(clip))},
+        "vision": {"source": str(vision), "hash": identity.content_hash(str(vision))},
+        "clip": {"source": str(clip), "hash": identity.content_hash(str(clip))},
         "words": ["sky", "grass"],
         "images": 0,
         "steps": 0,

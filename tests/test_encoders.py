@@ -10,9 +10,10 @@ import pytest
 import torch
 from models import save_clip, save_dinov2
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
 
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.models import encoders, weights
+from fmbseg_jax.models import encoders, identity
 from fmbseg_jax.text import TextFeatures
 from fmbseg_jax.vocabulary import read_templates
 
@@ -38,7 +39,8 @@ def test_clip_text_equals_hugging_face(clip):
     folder, model = clip
     words = ["sky", "sail boat", "Straße", "a much longer phrase, with a comma"]
     ours = TextFeatures(str(folder))(words)
-    module, params, tokenizer = encoders.load_text(str(folder))
+    module, params, _ = encoders.load_text(str(folder))
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
     ids = tokenizer([f"a photo of a {word}." for word in words], padding=True, return_tensors="pt")
     with torch.no_grad():
         theirs = model.get_text_features(**ids).pooler_output
@@ -168,13 +170,13 @@ def test_a_clip_without_its_tokenizer(clip, tmp_path):
 def test_what_changes_the_numbers_changes_the_hash(dinov2, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(dinov2[0], folder)
-    before = weights.content_hash(str(folder))
+    before = identity.content_hash(str(folder))
     (folder / "adapter.safetensors").write_bytes(b"not loaded")
-    assert weights.content_hash(str(folder)) == before
+    assert identity.content_hash(str(folder)) == before
     for name in ("config.json", "preprocessor_config.json"):
         old = (folder / name).read_text()
         (folder / name).write_text(old.replace("}", ', "more": 1}', 1))
-        assert weights.content_hash(str(folder)) != before
+        assert identity.content_hash(str(folder)) != before
         (folder / name).write_text(old)
 
 
@@ -194,7 +196,7 @@ def test_models_that_are_not_there_or_not_the_kind(clip, dinov2, tmp_path, monke
         encoders.load_vision("nobody/nothing")
     with pytest.raises(UserError, match="the vision encoder is one of dinov2"):
         encoders.load_vision(str(clip[0]))
-    with pytest.raises(UserError, match="words need a CLIP"):
+    with pytest.raises(UserError, match="the model of words is a clip, such as openai"):
         encoders.load_text(str(dinov2[0]))
     with pytest.raises(UserError, match=r"has no config\.json"):
         encoders.load_vision(str(tmp_path))

@@ -148,7 +148,7 @@ def test_crop_must_be_whole_patches(clip):
 
 
 def test_word_too_long(clip):
-    with pytest.raises(UserError, match="'x{90}' gives .* tokens in the template; CLIP reads 77"):
+    with pytest.raises(UserError, match="'a photo of a x{90}.' has 102 tokens; CLIP reads 77"):
         clip.text(["sky", "x" * 90], TEMPLATE)
 
 
@@ -182,5 +182,5 @@ def test_incomplete_folders(folder, tmp_path):
     with pytest.raises(UserError, match="cannot be loaded"):
         Clip(str(copy))
     (copy / "preprocessor_config.json").unlink()
-    with pytest.raises(UserError, match="preprocessor_config.json cannot be read"):
+    with pytest.raises(UserError, match="has no preprocessor_config.json"):
         Clip(str(copy))

@@ -9,12 +9,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = [
     "errors extras config_checks config_files fields "
+    "pretrained.config_json pretrained.pickled pretrained.tokenizer "
     "config vocabulary workfolder program hub figures data.files data.threads data.tfrecord "
     "data.example data.images data.accept data.finding data.label_maps data.coco "
     "data.published data.benchmarks classes recent colours card outputs data.coco_writer",
     "models.positions models.transformer models.specs models.tables models.encoders "
-    "models.weights models.aligner similarity rings pairs_by_row pairs losses windows pamr sliding "
-    "metrics",
+    "models.weights models.identity models.aligner similarity rings pairs_by_row pairs losses "
+    "windows pamr sliding metrics",
     "data.pipeline patches dense text sharding preemption model_facts exported checkpoint logs",
     "training training_data looking comparing segmenter deployed answers loading evaluation "
     "systems report pictures",

@@ -7,8 +7,6 @@ config.json; `specs.VISION` and `specs.CLIP` have those of the published ones.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +21,8 @@ from fmbseg_jax.models import specs, tables, weights
 from fmbseg_jax.models.positions import Rotation, resize_positions, rotary
 from fmbseg_jax.models.specs import TextSpec, VisionSpec
 from fmbseg_jax.models.transformer import Block, Transformer, dense, layer_norm, precision
+from fmbseg_jax.pretrained import config_json
+from fmbseg_jax.pretrained.tokenizer import Tokenizer
 
 
 class Tokens(NamedTuple):
@@ -143,32 +143,30 @@ def load_vision(source: str, dtype: str = "float32") -> tuple[VisionEncoder, dic
       UserError: there is no such checkpoint, or it is of another kind.
     """
     folder = hub.locate(source)
-    spec, table = _vision(folder, source)
-    spec = _with_dtype(_with_pixels(spec, folder), dtype)
-    module = VisionEncoder(spec)
-    return module, weights.convert(folder, table(spec), module, _example(spec))
+    spec, table = vision_tower(folder, source)
+    module = VisionEncoder(_with_dtype(spec, dtype))
+    return module, weights.convert(folder, table, module, _example(spec))
 
 
 def vision_spec(source: str) -> VisionSpec:
     """The vision encoder of `load_vision`, without loading it."""
-    return _vision(hub.locate(source), source)[0]
+    return vision_tower(hub.locate(source), source)[0]
 
 
-def _vision(folder: Path, source: str) -> tuple[VisionSpec, Callable[[VisionSpec], tables.Table]]:
-    """The spec in a folder's config.json, and how to find its table."""
-    config = _config(folder, source)
+def vision_tower(folder: Path, source: str) -> tuple[VisionSpec, tables.Table]:
+    """The spec of a published vision encoder, and the names of its tensors."""
     kinds = {
         "dinov2": (specs.dinov2, tables.dinov2),
         "dinov2_with_registers": (specs.dinov2, tables.dinov2),
         "dinov3_vit": (specs.dinov3, tables.dinov3),
     }
-    if config.get("model_type") not in kinds:
-        raise UserError(
-            f"{source} is a {config.get('model_type')!r} model; the vision encoder is one of "
-            f"{', '.join(kinds)}, such as facebook/dinov2-base."
-        )
-    describe, table = kinds[config["model_type"]]
-    return _described(describe, config, source), table
+    config = config_json.read(folder, source)
+    describe, table = kinds[
+        config_json.check_kind(config, source, config_json.DINO, "the vision encoder")
+    ]
+    spec = _described(describe, config, source)
+    mean, std = config_json.normalisation(folder, source, (spec.mean, spec.std))
+    return dataclasses.replace(spec, mean=mean, std=std), table(spec)
 
 
 def load_clip_vision(
@@ -176,36 +174,41 @@ def load_clip_vision(
 ) -> tuple[ClipVisionEncoder, dict[str, Any]]:
     """A CLIP checkpoint's vision tower as a Flax module and its params; see `load_vision`."""
     folder = hub.locate(source)
-    spec = _described(specs.clip_vision, _clip_config(folder, source), source)
-    spec = _with_pixels(spec, folder)
+    spec, table = clip_vision_tower(folder, source)
     module = ClipVisionEncoder(_with_dtype(spec, dtype))
-    table = tables.clip_vision(module.spec)
     return module, weights.convert(folder, table, module, _example(spec))
 
 
-def load_text(source: str, dtype: str = "float32") -> tuple[TextEncoder, dict[str, Any], Any]:
+def clip_vision_tower(folder: Path, source: str) -> tuple[VisionSpec, tables.Table]:
+    """The spec of a CLIP's vision tower, and the names of its tensors."""
+    spec = _described(specs.clip_vision, _clip_config(folder, source), source)
+    mean, std = config_json.normalisation(folder, source)
+    return dataclasses.replace(spec, mean=mean, std=std), tables.clip_vision(spec)
+
+
+def load_text(source: str, dtype: str = "float32") -> tuple[TextEncoder, dict[str, Any], Tokenizer]:
     """A CLIP checkpoint's text tower as a Flax module, its params, and its tokenizer.
 
     Raises:
       UserError: there is no such checkpoint, or it is not a CLIP.
     """
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of PyTorch, not needed here
-    from transformers import CLIPTokenizer  # half a second that programs without words save
-
-    spec, folder = text_spec(source), hub.locate(source)
-    hub.check_tokenizer(folder)
-    tokenizer = CLIPTokenizer.from_pretrained(folder)
-    # The published configs name 2 as the end token, which no sentence ends with.
-    spec = dataclasses.replace(spec, end=tokenizer.eos_token_id)
-    module = TextEncoder(_with_dtype(spec, dtype))
-    table = tables.clip_text(spec)
+    folder = hub.locate(source)
+    spec, table = text_tower(folder, source)
+    tokenizer = Tokenizer(folder, spec.vocabulary, spec.length)
+    module = TextEncoder(_with_dtype(dataclasses.replace(spec, end=tokenizer.end), dtype))
     params = weights.convert(folder, table, module, jnp.zeros((1, spec.length), jnp.int32))
     return module, params, tokenizer
 
 
 def text_spec(source: str) -> TextSpec:
     """The text tower of a CLIP checkpoint, without loading it."""
-    return _described(specs.clip_text, _clip_config(hub.locate(source), source), source)
+    return text_tower(hub.locate(source), source)[0]
+
+
+def text_tower(folder: Path, source: str) -> tuple[TextSpec, tables.Table]:
+    """The spec of a CLIP's text tower, and the names of its tensors."""
+    spec = _described(specs.clip_text, _clip_config(folder, source), source)
+    return spec, tables.clip_text(spec)
 
 
 def _example(spec: VisionSpec) -> Array:
@@ -214,28 +217,6 @@ def _example(spec: VisionSpec) -> Array:
 
 def _with_dtype(spec: Any, dtype: str) -> Any:
     return dataclasses.replace(spec, transformer=dataclasses.replace(spec.transformer, dtype=dtype))
-
-
-def _with_pixels(spec: VisionSpec, folder: Path) -> VisionSpec:
-    """With the normalisation in the folder's preprocessor_config.json, where it has one."""
-    path = folder / "preprocessor_config.json"
-    processor = _read_json(path) if path.is_file() else {}
-    mean, std = processor.get("image_mean", spec.mean), processor.get("image_std", spec.std)
-    return dataclasses.replace(spec, mean=tuple(mean), std=tuple(std))
-
-
-def _config(folder: Path, source: str) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{source} has no config.json; give a folder in Hugging Face layout.")
-    return _read_json(path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}). Fetch it again.") from None
 
 
 def _described(describe: Callable[[Any], Any], config: dict[str, Any], source: str) -> Any:
@@ -248,10 +229,6 @@ def _described(describe: Callable[[Any], Any], config: dict[str, Any], source: s
 
 
 def _clip_config(folder: Path, source: str) -> dict[str, Any]:
-    config = _config(folder, source)
-    if config.get("model_type") != "clip":
-        raise UserError(
-            f"{source} is a {config.get('model_type')!r} model; words need a CLIP, such as "
-            "openai/clip-vit-base-patch16."
-        )
+    config = config_json.read(folder, source)
+    config_json.check_kind(config, source, (config_json.CLIP,), "the model of words")
     return config

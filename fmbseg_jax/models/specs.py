@@ -11,6 +11,7 @@ from typing import Any
 
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models.transformer import ACTIVATIONS, Spec
+from fmbseg_jax.pretrained.config_json import clip_tower
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,9 @@ def dinov3(config: dict[str, Any]) -> VisionSpec:
             _blocks(config),
             layer_scale=True,
             gated=config["use_gated_mlp"],
+            query_bias=config.get("query_bias", True),  # the 7B model has none of the three
             key_bias=config["key_bias"],
+            value_bias=config.get("value_bias", True),
         ),
         patch=config["patch_size"],
         grid=config["image_size"] // config["patch_size"],
@@ -93,7 +96,7 @@ def dinov3(config: dict[str, Any]) -> VisionSpec:
 
 def clip_vision(config: dict[str, Any]) -> VisionSpec:
     """From the config.json of a CLIPModel."""
-    vision = _CLIP_VISION_DEFAULTS | config["vision_config"]
+    vision = clip_tower(config, "vision")
     return VisionSpec(
         transformer=_blocks(vision),
         patch=vision["patch_size"],
@@ -107,7 +110,7 @@ def clip_vision(config: dict[str, Any]) -> VisionSpec:
 
 def clip_text(config: dict[str, Any]) -> TextSpec:
     """From the config.json of a CLIPModel."""
-    text = _CLIP_TEXT_DEFAULTS | config["text_config"]
+    text = clip_tower(config, "text")
     return TextSpec(
         transformer=dataclasses.replace(_blocks(text), causal=True),
         vocabulary=text["vocab_size"],
@@ -138,31 +141,6 @@ def _activation(config: dict[str, Any]) -> str:
     return config["hidden_act"]
 
 
-# Older published configs hold only what differs from these (transformers' CLIPTextConfig).
-_CLIP_TEXT_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 512,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "intermediate_size": 2048,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "vocab_size": 49408,
-    "max_position_embeddings": 77,
-}
-
-
-_CLIP_VISION_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "image_size": 224,
-    "patch_size": 32,
-}
-
-
 def _dinov2(width: int, depth: int, heads: int, registers: int = 0) -> VisionSpec:
     gated = width == 1536  # g
     config = {
@@ -173,12 +151,15 @@ def _dinov2(width: int, depth: int, heads: int, registers: int = 0) -> VisionSpe
     return dinov2(config | ({"num_register_tokens": registers} if registers else {}))
 
 
-def _dinov3(width: int, depth: int, heads: int, hidden: int, gated: bool = False) -> VisionSpec:
+def _dinov3(
+    width: int, depth: int, heads: int, hidden: int, gated: bool = False, qv_bias: bool = True
+) -> VisionSpec:
     return dinov3(
         {
             "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads,
             "intermediate_size": hidden, "hidden_act": "silu" if gated else "gelu",
-            "layer_norm_eps": 1e-5, "use_gated_mlp": gated, "key_bias": False, "rope_theta": 100.0,
+            "layer_norm_eps": 1e-5, "use_gated_mlp": gated, "query_bias": qv_bias,
+            "key_bias": False, "value_bias": qv_bias, "rope_theta": 100.0,
             "num_register_tokens": 4, "image_size": 224, "patch_size": 16,
         }
     )  # fmt: skip
@@ -216,6 +197,10 @@ VISION: dict[str, VisionSpec] = {
     "facebook/dinov3-vits16plus-pretrain-lvd1689m": _dinov3(384, 12, 6, 1536, gated=True),
     "facebook/dinov3-vitb16-pretrain-lvd1689m": _dinov3(768, 12, 12, 3072),
     "facebook/dinov3-vitl16-pretrain-lvd1689m": _dinov3(1024, 24, 16, 4096),
+    "facebook/dinov3-vith16plus-pretrain-lvd1689m": _dinov3(1280, 32, 20, 5120, gated=True),
+    "facebook/dinov3-vit7b16-pretrain-lvd1689m": _dinov3(
+        4096, 40, 32, 8192, gated=True, qv_bias=False
+    ),
 }
 """DINOv2 and DINOv3, by hub id."""
 

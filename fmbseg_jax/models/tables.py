@@ -52,6 +52,8 @@ class Table:
 
     entries: _Entries
     unused: str
+    prefix: str = ""
+    """What all names may begin with: in a model with a head on top of the tower."""
 
 
 def dinov2(spec: VisionSpec) -> Table:
@@ -72,7 +74,8 @@ def dinov2(spec: VisionSpec) -> Table:
             entries |= _dense(f"{ours}/mlp/up", f"{theirs}.mlp.fc1")
             entries |= _dense(f"{ours}/mlp/down", f"{theirs}.mlp.fc2")
         entries |= _norms_and_scales(ours, theirs)
-    return Table(entries, unused=_MASK_TOKEN)
+    kind = "dinov2_with_registers" if spec.registers else "dinov2"
+    return Table(entries, _MASK_TOKEN_AND_HEAD, prefix=f"{kind}.")
 
 
 def dinov3(spec: VisionSpec) -> Table:
@@ -81,19 +84,19 @@ def dinov3(spec: VisionSpec) -> Table:
     entries |= _norm("norm", "norm")
     for i in range(spec.transformer.depth):
         ours, theirs = f"transformer/block{i}", f"layer.{i}"
-        for name, their in (("query", "q"), ("value", "v"), ("out", "o")):
-            entries |= _dense(f"{ours}/attention/{name}", f"{theirs}.attention.{their}_proj")
-        key = _dense(f"{ours}/attention/key", f"{theirs}.attention.k_proj")
-        if not spec.transformer.key_bias:
-            del key[f"{ours}/attention/key/bias"]
-        entries |= key
+        for name, their in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o")):
+            layer = _dense(f"{ours}/attention/{name}", f"{theirs}.attention.{their}_proj")
+            if not getattr(spec.transformer, f"{name}_bias", True):
+                del layer[f"{ours}/attention/{name}/bias"]
+            entries |= layer
         for name in ("up", "down", "gate") if spec.transformer.gated else ("up", "down"):
             entries |= _dense(f"{ours}/mlp/{name}", f"{theirs}.mlp.{name}_proj")
         entries |= _norms_and_scales(ours, theirs)
-    return Table(entries, unused=_MASK_TOKEN)
+    return Table(entries, _MASK_TOKEN_AND_HEAD, prefix="dinov3_vit.")
 
 
-_MASK_TOKEN = r"embeddings\.mask_token"  # only their training masks patches
+# Only their training masks patches; a classifier's head is not needed.
+_MASK_TOKEN_AND_HEAD = r"embeddings\.mask_token|classifier\..*"
 
 
 def clip_text(spec: TextSpec) -> Table:

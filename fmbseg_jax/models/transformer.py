@@ -55,7 +55,9 @@ class Spec:
     """A token attends only to itself and those before it (CLIP's text)."""
     gated: bool = False
     """The MLP multiplies its hidden layer by a second one, activated (SwiGLU: DINOv2 g)."""
+    query_bias: bool = True
     key_bias: bool = True
+    value_bias: bool = True
     dtype: str = "float32"
     """What matrices are multiplied in: "float32" or "bfloat16". Norms, softmax and the sum that the
     branches add to are float32 in either case."""
@@ -92,8 +94,11 @@ class Attention(nn.Module):
     spec: Spec
 
     def setup(self) -> None:
-        self.query, self.value, self.out = (dense(self.spec) for _ in range(3))
-        self.key = dense(self.spec, use_bias=self.spec.key_bias)
+        spec = self.spec
+        self.query = dense(spec, use_bias=spec.query_bias)
+        self.key = dense(spec, use_bias=spec.key_bias)
+        self.value = dense(spec, use_bias=spec.value_bias)
+        self.out = dense(spec)
 
     def __call__(
         self, x: Float[Array, "b t d"], rotation: Rotation | None = None

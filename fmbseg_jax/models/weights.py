@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import pickle
 import re
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  # makes bfloat16 known to NumPy, as which safetensors reads it
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
@@ -23,6 +23,7 @@ from fmbseg_jax import hub
 from fmbseg_jax.data.files import write_atomically
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models.tables import Table
+from fmbseg_jax.pretrained import pickled
 
 
 def convert(folder: Path, table: Table, module: nn.Module, example: Array) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def convert(folder: Path, table: Table, module: nn.Module, example: Array) -> di
     Raises:
       UserError: names every tensor that is missing, surplus or misshapen.
     """
-    files = _open_files(folder)
+    files = open_files(folder, table)
     expected = jax.eval_shape(module.init, jax.random.key(0), example)["params"]
     shapes = {"/".join(path): leaf.shape for path, leaf in flatten_dict(expected).items()}
     assert shapes.keys() == table.entries.keys(), shapes.keys() ^ table.entries.keys()
@@ -92,8 +93,8 @@ def _listed(faults: list[str], most: int = 10) -> str:
     return lines
 
 
-def _open_files(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """How to read each tensor, by its published name: safetensors, else pytorch_model.bin."""
+def open_files(folder: Path, table: Table) -> dict[str, Callable[[], np.ndarray]]:
+    """How to read each tensor, by its name in the table: safetensors, else pytorch_model.bin."""
     tensors: dict[str, Callable[[], np.ndarray]] = {}
     for path in hub.weight_files(folder):
         try:
@@ -103,50 +104,42 @@ def _open_files(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
                 f"{path} is refused or damaged: {str(error).splitlines()[0]}. Only tensors are "
                 "read from such files, never code. Fetch it again, or take its safetensors."
             ) from None
+        except UserError:
+            raise
         except Exception as error:  # both libraries' readers raise many kinds
             raise UserError(f"{path} is damaged ({error}). Fetch it again.") from None
+    if table.prefix and any(name.startswith(table.prefix) for name in tensors):
+        return {name.removeprefix(table.prefix): read for name, read in tensors.items()}
     return tensors
 
 
 def _safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:
-    with safe_open(path, framework="flax") as file:
+    with safe_open(path, framework="np") as file:
         names = list(file.keys())
 
     def read(name: str) -> np.ndarray:
-        with safe_open(path, framework="flax") as file:
-            return np.asarray(file.get_tensor(name))
+        with safe_open(path, framework="np") as file:
+            return file.get_tensor(name)
 
     return {name: functools.partial(read, name) for name in names}
 
 
 def _pickled(path: Path) -> dict[str, Callable[[], np.ndarray]]:
-    import torch  # the only reader of its format; nothing else here needs it
+    try:
+        return pickled.read(path)
+    except pickled.OldFormatError:
+        return _old_format(path)
 
+
+def _old_format(path: Path) -> dict[str, Callable[[], np.ndarray]]:
+    """A file of PyTorch before 1.6, which PyTorch alone reads."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise UserError(
+            f"{path} is damaged, or in the format of PyTorch before 1.6, which needs PyTorch here: "
+            "pip install torch. Or fetch the model's safetensors."
+        ) from None
     tensors = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: functools.partial(_from_torch, tensor) for name, tensor in tensors.items()}
-
-
-def _from_torch(tensor: Any) -> np.ndarray:
-    return tensor.float().numpy()  # numpy has no bfloat16 of torch's
-
-
-def content_hash(source: str) -> str:
-    """SHA-256 (first 16 digits) of a model's files: which encoder an export belongs to.
-
-    Of its weights, and of what changes its numbers beside them: sizes, normalisation, tokenizer.
-    """
-    folder = hub.locate(source)
-    beside = [folder / name for name in ("config.json", "preprocessor_config.json", *hub.TOKENIZER)]
-    files = [*hub.weight_files(folder), *(path for path in beside if path.is_file())]
-    return _hash_files(tuple((path, path.stat().st_mtime_ns) for path in files))
-
-
-@functools.cache  # gigabytes that a program asks for up to three times
-def _hash_files(files: tuple[tuple[Path, int], ...]) -> str:
-    """Of files, each with its time of modification, so that a changed one is read again."""
-    digest = hashlib.sha256()
-    for path, _ in files:
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 24):
-                digest.update(chunk)
-    return digest.hexdigest()[:16]
+    # By float32: NumPy has no bfloat16 of torch's.
+    return {name: lambda t=tensor: t.float().numpy() for name, tensor in tensors.items()}

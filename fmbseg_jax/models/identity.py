@@ -1,0 +1,84 @@
+"""Which published model an aligner was trained with: a hash of its values, whatever its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmbseg_jax import hub
+from fmbseg_jax.models import encoders, tables, weights
+from fmbseg_jax.pretrained import config_json, tokenizer
+
+
+def content_hash(source: str, recorded: str = "") -> str:
+    """SHA-256 (first 16 digits) of a model's values: which encoder an export belongs to.
+
+    Of its sizes, its normalisation, its tokenizer and its tensors, as far as they are used: the
+    same whichever files they are in, and whatever lies beside these.
+
+    Args:
+      recorded: what stands in an export or a work folder. It is returned where it is this model's,
+        also if it is a hash of the files' bytes, as those up to version 0.1 are.
+
+    Raises:
+      UserError: there is no such model, or it is of a kind that is not read here.
+    """
+    state = _state(hub.locate(source))
+    found = _of_values(source, state)
+    return recorded if recorded and recorded != found and recorded == _of_files(state) else found
+
+
+_State = tuple[tuple[Path, int], ...]
+"""Files, each with its time of modification, so that a changed one is read again."""
+
+
+def _state(folder: Path) -> _State:
+    beside = ("config.json", *config_json.PROCESSORS, *tokenizer.FILES)
+    paths = [*hub.weight_files(folder), *(folder / name for name in beside)]
+    return tuple((path, path.stat().st_mtime_ns) for path in paths if path.is_file())
+
+
+@functools.cache  # gigabytes that a program asks for up to three times
+def _of_values(source: str, state: _State) -> str:
+    folder, digest = hub.locate(source), hashlib.sha256()
+    for facts, table in _towers(folder, source):
+        digest.update(repr(facts).encode())
+        files = weights.open_files(folder, table)
+        for name in sorted({name for name, _ in table.entries.values()} & files.keys()):
+            tensor = np.ascontiguousarray(files[name]())
+            digest.update(f"{name} {tensor.shape} {tensor.dtype}".encode())
+            digest.update(tensor.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()[:16]
+
+
+def _towers(folder: Path, source: str) -> Iterator[tuple[Any, tables.Table]]:
+    """What a model's numbers depend on beside its tensors, and the table of these."""
+    if config_json.read(folder, source).get("model_type") != config_json.CLIP:
+        spec, table = encoders.vision_tower(folder, source)
+        yield dataclasses.asdict(spec), table
+        return
+    image, table = encoders.clip_vision_tower(folder, source)
+    yield dataclasses.asdict(image), table
+    text, table = encoders.text_tower(folder, source)
+    yield (dataclasses.asdict(text), tokenizer.digest(folder)), table
+
+
+@functools.cache
+def _of_files(state: _State) -> str:
+    """The hash of a model as it was recorded once: of the bytes of some of its files, in order."""
+    counted = "config.json", "preprocessor_config.json", *tokenizer.FILES[:4]
+    beside = ("config.json", *config_json.PROCESSORS, *tokenizer.FILES)
+    digest = hashlib.sha256()
+    for path, _ in state:
+        if path.name in beside and path.name not in counted:
+            continue
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 24):
+                digest.update(chunk)
+    return digest.hexdigest()[:16]

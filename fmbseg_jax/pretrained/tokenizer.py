@@ -1,0 +1,106 @@
+"""CLIP's tokenizer, the same for both stages: sentences → token ids, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.pretrained.config_json import read_json
+
+FILES = (
+    "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+
+
+def check(folder: Path) -> None:
+    """Raises UserError where a folder lacks its tokenizer: an empty one would stand in for it."""
+    one_file, *two = FILES[:3]
+    if not (folder / one_file).is_file() and not all((folder / name).is_file() for name in two):
+        raise UserError(
+            f"{folder} has no tokenizer: expected {one_file}, or {' and '.join(two)}. Take them "
+            "from where the model was published."
+        )
+
+
+class Tokenizer:
+    """Sentences → ids. Each sentence ends at the first `end`; CLIP's feature is the state there."""
+
+    def __init__(self, folder: Path, vocabulary: int, length: int):
+        """Loads a published tokenizer.
+
+        Args:
+          vocabulary: how many tokens the model knows.
+          length: the most tokens of a sentence, start and end included.
+        """
+        check(folder)
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of PyTorch: not needed
+        from transformers import AutoTokenizer  # a second, which programs without words save
+
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # damaged files: transformers and tokenizers raise many kinds
+            raise UserError(f"The tokenizer in {folder} cannot be loaded: {error}") from None
+        self._vocabulary, self._length = vocabulary, length
+        # The published config.json names 2 as the end, which no sentence has; the tokenizer knows.
+        self.end: int = self._tokenizer.eos_token_id
+
+    def __call__(self, sentences: Sequence[str]) -> list[list[int]]:
+        """The ids of each sentence, start and end included; as many as it has, without padding.
+
+        Raises:
+          UserError: a sentence is too long, or has a token that the model does not know.
+        """
+        rows: list[list[int]] = self._tokenizer(list(sentences))["input_ids"]
+        for sentence, row in zip(sentences, rows, strict=True):
+            if len(row) > self._length:
+                raise UserError(
+                    f"{sentence!r} has {len(row)} tokens; CLIP reads {self._length}. Shorten the "
+                    "word."
+                )
+            if self.end not in row:
+                raise UserError(f"The tokenizer ends {sentence!r} with {row[-1]}, not {self.end}.")
+            if max(row) >= self._vocabulary:
+                raise UserError(
+                    f"{sentence!r} has the token {max(row)} of the tokenizer; the model knows "
+                    f"{self._vocabulary}, from 0. Take both from one place."
+                )
+        return rows
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of what the files make of a sentence: tokens, merges, and those added to them.
+
+    The same whether they are in one file or several.
+    """
+    check(folder)
+    try:
+        facts = list(_one_file(folder) if (folder / FILES[0]).is_file() else _files(folder))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"The tokenizer in {folder} is damaged ({error!r}).") from None
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _one_file(folder: Path) -> Iterator[Any]:
+    whole = read_json(folder / FILES[0])
+    tokens, added = whole["model"]["vocab"], whole.get("added_tokens") or ()
+    yield tokens | {token["content"]: token["id"] for token in added}
+    # "a b", or ["a", "b"] since tokenizers 0.20
+    merges = (m if isinstance(m, str) else " ".join(m) for m in whole["model"]["merges"])
+    yield [merge for merge in merges]
+
+
+def _files(folder: Path) -> Iterator[Any]:
+    settings = folder / FILES[3]
+    listed = read_json(settings).get("added_tokens_decoder", {}) if settings.is_file() else {}
+    added = {token["content"]: int(i) for i, token in listed.items()}
+    if (folder / FILES[5]).is_file():
+        added |= read_json(folder / FILES[5])
+    yield read_json(folder / FILES[1]) | added
+    lines = (folder / FILES[2]).read_text(encoding="utf-8").splitlines()
+    yield [line for line in lines if line.strip() and not line.startswith("#version")]

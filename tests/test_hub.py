@@ -1,0 +1,301 @@
+"""Models of the hub: fetched once and found again, whoever has put a part into the cache."""
+
+import collections
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import hf_hub_download
+from models import save_clip, save_dinov2
+from safetensors.torch import load_file, save_file
+from stand_in_hub import in_place_of_the_hub
+
+from fmbseg_jax import hub
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.models import encoders, identity
+from fmbseg_jax.pretrained import pickled
+
+SOURCES = "some/clip", "some/dino"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    save_clip(folder / "clip")
+    save_dinov2(folder / "dino")
+    return folder
+
+
+@pytest.fixture
+def stand_in(saved, tmp_path, monkeypatch):
+    """A hub with the repositories some/clip and some/dino, and an empty cache."""
+    with in_place_of_the_hub(tmp_path, monkeypatch) as served:
+        for source in SOURCES:
+            shutil.copytree(
+                saved / source.split("/")[1], served.repository(source), dirs_exist_ok=True
+            )
+        yield served
+
+
+def load_all():
+    encoders.load_vision("some/dino")
+    encoders.load_clip_vision("some/clip")
+    encoders.load_text("some/clip")
+    return [identity.content_hash(source) for source in SOURCES]
+
+
+def test_what_was_fetched_is_found_without_a_request(stand_in, saved, monkeypatch):
+    hashes = load_all()
+    assert hashes == [identity.content_hash(str(saved / name)) for name in ("clip", "dino")]
+    fetched = {path.split("/")[-1] for path in stand_in.requests if path.startswith("GET /some")}
+    assert "model.safetensors" in fetched
+    assert not {"README.md", ".gitattributes"} & fetched
+    stand_in.requests.clear()
+    assert load_all() == hashes
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert load_all() == hashes
+    assert not stand_in.requests
+
+
+@pytest.mark.parametrize(
+    "source, there",
+    [
+        ("some/clip", ["config.json", "model.safetensors", "preprocessor_config.json"]),
+        ("some/clip", ["config.json", "vocab.json", "merges.txt", "tokenizer_config.json"]),
+        ("some/dino", ["config.json", "model.safetensors"]),
+        ("some/dino", ["config.json", "preprocessor_config.json"]),
+    ],
+)
+def test_a_cache_that_another_program_has_filled_in_part(stand_in, saved, source, there):
+    for name in there:
+        hf_hub_download(source, name)
+    assert identity.content_hash(source) == identity.content_hash(str(saved / source[5:]))
+    load_all()
+    stand_in.requests.clear()
+    load_all()
+    assert not stand_in.requests
+
+
+def test_a_model_whose_normalisation_is_published_nowhere(stand_in):
+    (stand_in.root / "some/dino/preprocessor_config.json").unlink()
+    module, _ = encoders.load_vision("some/dino")
+    assert module.spec.mean == (0.485, 0.456, 0.406)
+    stand_in.requests.clear()
+    encoders.load_vision("some/dino")
+    assert not stand_in.requests
+
+
+def test_one_copy_of_the_weights_is_fetched(stand_in, saved):
+    """Of three layouts in one repository, transformers' safetensors alone."""
+    repository = stand_in.root / "some/clip"
+    for name in ("open_clip_model.safetensors", "pytorch_model.bin", "model.fp16.safetensors"):
+        (repository / name).write_bytes(b"a copy")
+    (repository / "open_clip_config.json").write_text("{}")
+    folder = hub.locate("some/clip")
+    names = {path.name for path in folder.iterdir()}
+    assert names == {path.name for path in (saved / "clip").iterdir()}
+
+
+def test_weights_in_parts(stand_in, saved):
+    tensors = load_file(saved / "dino" / "model.safetensors")
+    repository, names = stand_in.root / "some/dino", sorted(tensors)
+    (repository / "model.safetensors").unlink()
+    parts = {f"pytorch_model-0000{i + 1}-of-00002.bin": names[i::2] for i in range(2)}
+    for part, some in parts.items():
+        torch.save({name: tensors[name] for name in some}, repository / part)
+    index = {"weight_map": {name: part for part, some in parts.items() for name in some}}
+    (repository / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert identity.content_hash("some/dino") == identity.content_hash(str(saved / "dino"))
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_gated_model(stand_in, status):
+    stand_in.gated["some/dino"] = status
+    with pytest.raises(UserError, match=r"(?s)accepted its licence.*Accept it on https://hugging"):
+        encoders.load_vision("some/dino")
+
+
+def test_a_model_that_nobody_has(stand_in):
+    with pytest.raises(
+        UserError, match="Check its spelling; if it is private, run `hf auth login`"
+    ):
+        encoders.load_vision("some/nothing")
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"model_type": "siglip"}, "is SigLIP; a model here is one of clip, dinov2"),
+        ({"architecture": "vit_base_patch14_dinov2"}, "is a model of timm; "),
+        ({"model_type": "sam2_video"}, "is SAM 2; "),
+        ({"model_type": "bert"}, "is a 'bert' model; "),
+    ],
+)
+def test_another_kind_of_model_is_refused_before_its_weights_are_fetched(stand_in, config, message):
+    (stand_in.root / "some/dino/config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        encoders.load_vision("some/dino")
+    assert not any("model.safetensors" in request for request in stand_in.requests)
+
+
+def test_weights_in_another_layout_are_named(stand_in):
+    repository = stand_in.root / "some/clip"
+    (repository / "model.safetensors").rename(repository / "open_clip_model.safetensors")
+    with pytest.raises(UserError, match="no weights in Hugging Face layout.*open_clip_model"):
+        encoders.load_text("some/clip")
+    with pytest.raises(UserError, match="No weights in .* OpenCLIP's layout"):
+        (repository / "open_clip_config.json").write_text("{}")
+        encoders.load_text(str(repository))
+
+
+@pytest.mark.parametrize("source", ["checkpoints/x.pth", "w/export", "./dino", "work/model.bin"])
+def test_paths_are_not_looked_for_on_the_hub(stand_in, source):
+    with pytest.raises(UserError, match="No model at"):
+        hub.locate(source)
+    assert not stand_in.requests
+
+
+def test_the_command_that_fetches_by_hand(stand_in, monkeypatch):
+    """Its patterns, as the hub's own command reads them, are those of the model's files."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError) as raised:
+        encoders.load_text("some/clip")
+    (command,) = (line for line in str(raised.value).splitlines() if "hf download" in line)
+    patterns = [part.strip("'") for part in command.split()[command.split().index("--include") :]]
+    assert patterns[::2] == ["--include"] * 3
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    import huggingface_hub
+
+    folder = huggingface_hub.snapshot_download("some/clip", allow_patterns=patterns[1::2])
+    encoders.load_text(folder)
+    encoders.load_clip_vision(folder)
+
+
+TENSORS = {
+    "matrix": torch.arange(12.0).reshape(3, 4).T,
+    "part": torch.arange(10)[3:7],
+    "half": torch.tensor([1.5, -2.0], dtype=torch.float16),
+    "brain": torch.tensor([[0.1, 3e38]], dtype=torch.bfloat16),
+    "scalar": torch.tensor(4.6052),
+    "empty": torch.zeros(0, 3),
+    "flag": torch.tensor([True, False]),
+    "parameter": torch.nn.Parameter(torch.ones(2, 2)),
+}
+
+
+def test_pytorchs_files_are_read_without_pytorch(tmp_path):
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(collections.OrderedDict(TENSORS), path)
+    read = pickled.read(path)
+    assert read.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        found = read[name]()
+        assert str(found.dtype) == str(tensor.dtype).removeprefix("torch.")
+        np.testing.assert_array_equal(found.astype(float), tensor.detach().double().numpy())
+
+
+class _Calls:
+    def __init__(self, *given):
+        self._given = given
+
+    def __reduce__(self):
+        return self._given
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"a": _Calls(eval, ("1/0",))}, r"asks for \w+\.eval"),
+        ({"a": _Calls(getattr, ("a", "lower"))}, r"asks for \w+\.getattr"),
+        (_Calls(__import__, ("os",)), r"asks for \w+\.__import__"),
+    ],
+)
+def test_code_in_a_pytorch_file_is_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / "evil.bin")
+    with pytest.raises(pickle.UnpicklingError, match=message):
+        pickled.read(tmp_path / "evil.bin")
+
+
+def test_files_that_hold_more_or_less_than_tensors(tmp_path):
+    path = tmp_path / "other.bin"
+    torch.save({"epoch": 3, "weight": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match="more than a dict of tensors"):
+        pickled.read(path)
+    torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(pickled.OldFormatError):
+        pickled.read(path)
+    beyond = torch.ones(2)
+    torch.save({"a": torch.as_strided(torch.ones(2), (2,), (1,))}, path)
+    data = path.read_bytes()
+    assert beyond.shape == (2,)
+    broken = data.replace(b"K\x02\x85", b"K\x7f\x85", 1)  # a shape of 127
+    assert broken != data
+    path.write_bytes(broken)
+    with pytest.raises(Exception, match="beyond its numbers|CRC"):
+        pickled.read(path)["a"]()
+
+
+def test_the_old_format_needs_pytorch(saved, tmp_path, monkeypatch):
+    shutil.copytree(saved / "dino", tmp_path / "dino")
+    tensors = load_file(tmp_path / "dino" / "model.safetensors")
+    (tmp_path / "dino" / "model.safetensors").unlink()
+    path = tmp_path / "dino" / "pytorch_model.bin"
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+    assert identity.content_hash(str(tmp_path / "dino")) == identity.content_hash(
+        str(saved / "dino")
+    )
+    import builtins
+
+    whole = builtins.__import__
+
+    def without_torch(name, *given, **more):
+        if name == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+        return whole(name, *given, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without_torch)
+    with pytest.raises(UserError, match="format of PyTorch before 1.6.*pip install torch"):
+        encoders.load_vision(str(tmp_path / "dino"))
+
+
+def test_the_hash_is_of_values(saved, tmp_path):
+    """Not of which files they are in, what else is in these, or what lies beside them."""
+    folder = tmp_path / "clip"
+    shutil.copytree(saved / "clip", folder)
+    before = identity.content_hash(str(folder))
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    buffers = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+    torch.save(tensors | buffers, folder / "pytorch_model.bin")
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").unlink()
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": processor}))
+    (folder / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()) | {"more": 1})
+    )
+    encoders.Tokenizer(folder, 514, 77)._tokenizer.save_pretrained(folder)
+    (folder / "vocab.json").unlink()
+    (folder / "merges.txt").unlink()
+    assert (folder / "tokenizer.json").is_file()
+    assert identity.content_hash(str(folder)) == before
+    for changed in (
+        {"text_model.embeddings.token_embedding.weight": torch.zeros(514, 32)},
+        {"visual_projection.weight": torch.zeros(24, 32)},
+    ):
+        save_file(tensors | changed, folder / "model.safetensors")
+        assert identity.content_hash(str(folder)) != before
+    (folder / "model.safetensors").unlink()
+    for name, old, new in [
+        ("processor_config.json", "0.26862954", "0.5"),
+        ("config.json", "quick_gelu", "gelu"),
+        ("tokenizer.json", '"a": 64', '"a": 65'),
+    ]:
+        whole = (folder / name).read_text()
+        assert old in whole, name
+        (folder / name).write_text(whole.replace(old, new, 1))
+        assert identity.content_hash(str(folder)) != before, name
+        (folder / name).write_text(whole)
+    assert identity.content_hash(str(folder)) == before
