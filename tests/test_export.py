@@ -15,6 +15,7 @@ from conftest import ROOT, run
 from models import photograph, save_aligner, save_dinov2
 from PIL import Image
 from safetensors.numpy import load_file
+from stand_in_hub import in_place_of_the_hub
 
 import fmbseg_jax
 from fmbseg_jax import exported, hub
@@ -133,62 +134,51 @@ def test_export_errors(export, tmp_path):
     assert "could not be pushed to user/name" in error(model, out, "--push=user/name")
 
 
-class FakeHub:
-    """The hub's client, with folders in place of repositories."""
-
-    def __init__(self, root):
-        self.root, self.asked = root, []
-
-    def create_repo(self, repo, *, private, exist_ok):
-        assert private
-        assert exist_ok
-        (self.root / repo).mkdir(parents=True, exist_ok=True)
-
-    def upload_folder(self, *, repo_id, folder_path, commit_message):
-        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
-
-    def snapshot_download(self, repo, *, local_files_only=False, allow_patterns=None):
-        self.asked.append((repo, local_files_only))
-        if local_files_only or not (self.root / repo).exists():
-            raise OSError(f"no {repo} here")
-        return str(self.root / repo)
-
-
 @pytest.fixture
-def fake_hub(tmp_path, monkeypatch):
+def stand_in(tmp_path, monkeypatch):
+    """A hub to push to and to pull from; uploads are copies."""
     import huggingface_hub
 
-    fake = FakeHub(tmp_path / "hub")
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: fake)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake.snapshot_download)
-    return fake
+    with in_place_of_the_hub(tmp_path, monkeypatch) as served:
+        made = []
+
+        def create_repo(api, name, *, private, exist_ok):
+            made.append((name, private, exist_ok))
+            served.repository(name)
+
+        def upload_folder(api, *, repo_id, folder_path, commit_message):
+            shutil.copytree(folder_path, served.root / repo_id, dirs_exist_ok=True)
+
+        monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
+        monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+        yield served
+        assert made == [("user/water", True, True)]
 
 
-def test_what_is_pushed_is_pulled(export, fake_hub):
+def test_what_is_pushed_is_pulled(export, stand_in, monkeypatch):
     assert hub.push(export, "user/water", private=True) == "https://huggingface.co/user/water"
+    (stand_in.root / "user/water/sky.stablehlo").write_bytes(b"gigabytes")
     pulled, image = fmbseg_jax.load("user/water"), photograph(80, 90)
-    assert fake_hub.asked == [("user/water", True), ("user/water", False)]
     expected = fmbseg_jax.load(export).similarities(image, ["sky", "moon"])
     np.testing.assert_array_equal(pulled.similarities(image, ["sky", "moon"]), expected)
+    assert not any("stablehlo" in request for request in stand_in.requests)
+    stand_in.requests.clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    fmbseg_jax.load("user/water")
+    assert not stand_in.requests
     with pytest.raises(UserError, match="(?s)user/none is neither a folder.*hf download user/none"):
         fmbseg_jax.load("user/none")
 
 
-def test_a_download_that_was_cut_short_is_fetched_again(export, fake_hub, monkeypatch, tmp_path):
-    import huggingface_hub
-
-    cut = shutil.copytree(export, tmp_path / "cache")
-    largest = max((cut / "params").rglob("*"), key=lambda path: path.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:100])
+def test_a_download_that_was_cut_short_is_fetched_again(export, stand_in):
     hub.push(export, "user/water", private=True)
-    whole = fake_hub.snapshot_download
-
-    def snapshot(repo, *, local_files_only=False, allow_patterns=None):
-        return str(cut) if local_files_only else whole(repo)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    folder = exported.locate("user/water")
+    largest = max((folder / "params").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.unlink()
     fmbseg_jax.load("user/water")
-    assert fake_hub.asked == [("user/water", False)]
+    assert largest.is_file()
+    cut = shutil.copytree(export, stand_in.root / "cut")
+    (cut / largest.relative_to(folder)).write_bytes(b"short")
     with pytest.raises(UserError, match=r"lacks 1 of \d+ files of its parameters"):
         fmbseg_jax.load(cut)
 
