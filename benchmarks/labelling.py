@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 from configs import toy  # noqa: E402
 from fmbseg_jax.config import Config  # noqa: E402
 from fmbseg_jax.data import finding, images  # noqa: E402
+from fmbseg_jax.pretrained import config_json  # noqa: E402
 from fmbseg_jax.vocabulary import IGNORE, prompts  # noqa: E402
 from labelling import clip, detection, models, sam, sam_checkpoint, stage1  # noqa: E402
 from labelling.compose import pixel_similarities  # noqa: E402
@@ -56,7 +57,7 @@ class Plain:
 
         self._options, self._device = config.label, device
         self._clip: Any = CLIPModel.from_pretrained(source).eval().to(device)
-        self._mean, self._std = clip._normalisation(Path(source))
+        self._mean, self._std = config_json.normalisation(Path(source), source)
         model = sam_checkpoint.load(checkpoint, device)
         options = self._options.sam
         self._predictor = segment_anything.SamPredictor(model)

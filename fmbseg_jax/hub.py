@@ -21,16 +21,19 @@ _WEIGHTS = "model.safetensors", "pytorch_model.bin"
 _BESIDE = ("config.json", *config_json.PROCESSORS, *tokenizer.FILES)
 _SHOWN = "*.json", "*.txt", "model*.safetensors"
 """Patterns for people; `_model_files` is exact."""
-_NO_ID = {".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".npz", ".onnx", ".zip", ".h5"}
+_PICKLES = {".pth", ".pt"}
+_NO_ID = {*_PICKLES, ".bin", ".ckpt", ".safetensors", ".npz", ".onnx", ".zip", ".h5"}
 
 
 def locate(source: str) -> Path:
     """The folder of a model: `source` itself, or a hub id's files, fetched once under a bar.
 
+    A file of weights, as torch.hub has them, is its own place.
+
     Raises:
       UserError: it is neither; the message says how to get it.
     """
-    if Path(source).is_dir():
+    if Path(source).is_dir() or (Path(source).is_file() and Path(source).suffix in _PICKLES):
         return Path(source)
     if not is_id(source):
         raise UserError(
@@ -166,6 +169,8 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
       UserError: there are none, or parts of them are missing.
     """
+    if folder.is_file():
+        return [folder]
     for name in _WEIGHTS:
         index = folder / f"{name}.index.json"
         if not index.is_file():

@@ -162,7 +162,7 @@ def _load(folder: Path, source: str) -> Any:
     """The CLIPModel, float32, of the sizes that the other stages read in its config.json."""
     config = config_json.read(folder, source)
     config_json.check_kind(config, source, (config_json.CLIP,), "the model of words")
-    towers = {
+    towers: dict[str, Any] = {
         f"{name}_config": (config.get(f"{name}_config") or {})
         | config_json.clip_tower(config, name, source)
         for name in ("text", "vision")

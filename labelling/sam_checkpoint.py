@@ -138,8 +138,8 @@ def read(source: str | Path) -> dict[str, torch.Tensor]:
         ) from None
     if other := sam_names.other_model(tensors):
         raise UserError(
-            f"{path} is a checkpoint of {other}, which is another architecture. Read here are SAM's "
-            "own (sam_vit_b_01ec64.pth, ...) and what was fine-tuned from it, such as MedSAM."
+            f"{path} is a checkpoint of {other}, which is another architecture. Give one of SAM "
+            "(sam_vit_b_01ec64.pth, ...) or what was fine-tuned from it, such as MedSAM."
         )
     if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()):
         raise UserError(f"{path} is no SAM checkpoint: expected a dict of tensors by name.")

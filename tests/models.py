@@ -76,6 +76,12 @@ def save_clip(
     )
     model = at_unit_scale(CLIPModel(config))
     model.save_pretrained(folder)
+    save_clip_processor(folder, image)
+    return model
+
+
+def save_clip_processor(folder: Path, image: int) -> None:
+    """preprocessor_config.json of a CLIP."""
     processor = {
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
@@ -83,7 +89,6 @@ def save_clip(
         "crop_size": {"height": image, "width": image},
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return model
 
 
 def save_tokenizer(folder: Path) -> int:

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import published
@@ -75,6 +76,60 @@ def test_vision_encoders(name, tmp_path):
         patches = np.asarray(ours.patches).reshape(2, -1, published.WIDTH)
         assert relative_error(ours.cls, tokens[:, 0]) < 1e-5
         assert relative_error(patches, tokens[:, -patches.shape[1] :]) < 1e-5
+
+
+def _fused(tensors, rename):
+    """Tensors under Meta's names, queries, keys and values (or gates and values) in one."""
+    fused = {}
+    for name, tensor in tensors.items():
+        for old, new in rename.items():
+            name = name.replace(old, new)
+        fused.setdefault(name, []).append(tensor)
+    return {name: torch.cat(parts) for name, parts in fused.items()}
+
+
+@pytest.mark.parametrize("registers, gated", [(0, False), (4, True)])
+def test_dinov2_of_torch_hub(tmp_path, monkeypatch, registers, gated):
+    """The same numbers under Meta's names, in one file."""
+    monkeypatch.setattr(published, "WIDTH", 128)
+    monkeypatch.setattr(published, "HEADS", 2)  # 64 channels each, as in all of them
+    shapes = published.dinov2(registers, gated)
+    if gated:
+        for i in range(published.DEPTH):
+            at = f"encoder.layer.{i}.mlp.weights"
+            shapes |= {f"{at}_in.weight": (688, 128), f"{at}_in.bias": (688,)}
+            shapes |= {f"{at}_out.weight": (128, 344)}
+    values = published.tensors(shapes)
+    config = published.dinov2_config(registers, gated)
+    folder = published.write_folder(tmp_path / "dinov2", config, values, "dinov2")
+    meta = {
+        "embeddings.position_embeddings": "pos_embed",
+        "embeddings.patch_embeddings.projection": "patch_embed.proj",
+        "embeddings.": "",
+        "encoder.layer.": "blocks.",
+        "attention.attention.query": "attn.qkv",
+        "attention.attention.key": "attn.qkv",
+        "attention.attention.value": "attn.qkv",
+        "attention.output.dense": "attn.proj",
+        "layer_scale1.lambda1": "ls1.gamma",
+        "layer_scale2.lambda1": "ls2.gamma",
+        "mlp.weights_in": "mlp.w12",
+        "mlp.weights_out": "mlp.w3",
+        "layernorm": "norm",
+    }
+    file = tmp_path / "dinov2_vits14_pretrain.pth"
+    torch.save(_fused(values, meta), file)
+    module, params = encoders.load_vision(str(file))
+    expected_module, expected = encoders.load_vision(str(folder))
+    assert module.spec == expected_module.spec
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert identity.content_hash(str(file)) == identity.content_hash(str(file))
+    torch.save({"head": torch.ones(2)}, file)
+    with pytest.raises(UserError, match="is no DINOv2 of torch.hub: it has no tensor 'pos_embed'"):
+        encoders.load_vision(str(file))
+    torch.save({"rope_embed.periods": torch.ones(2)}, file)
+    with pytest.raises(UserError, match="DINOv3 in Meta's own layout"):
+        encoders.load_vision(str(file))
 
 
 @pytest.mark.parametrize("name", CLIP)

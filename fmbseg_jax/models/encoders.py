@@ -136,7 +136,7 @@ def load_vision(source: str, dtype: str = "float32") -> tuple[VisionEncoder, dic
     """A DINOv2 (with or without registers) or DINOv3 ViT as a Flax module and its params.
 
     Args:
-      source: a folder in Hugging Face layout, or a hub id.
+      source: a folder in Hugging Face layout, a hub id, or a DINOv2 file of Meta's torch.hub.
       dtype: "float32" or "bfloat16": what matrices are kept and multiplied in.
 
     Raises:
@@ -155,6 +155,8 @@ def vision_spec(source: str) -> VisionSpec:
 
 def vision_tower(folder: Path, source: str) -> tuple[VisionSpec, tables.Table]:
     """The spec of a published vision encoder, and the names of its tensors."""
+    if folder.is_file():
+        return _tower_of_torch_hub(folder)
     kinds = {
         "dinov2": (specs.dinov2, tables.dinov2),
         "dinov2_with_registers": (specs.dinov2, tables.dinov2),
@@ -169,11 +171,34 @@ def vision_tower(folder: Path, source: str) -> tuple[VisionSpec, tables.Table]:
     return dataclasses.replace(spec, mean=mean, std=std), table(spec)
 
 
+def _tower_of_torch_hub(file: Path) -> tuple[VisionSpec, tables.Table]:
+    files = weights.read_files(file)
+    if "rope_embed.periods" in files:
+        raise UserError(
+            f"{file} is DINOv3 in Meta's own layout, which is not read; give it in Hugging Face's, "
+            "such as facebook/dinov3-vitb16-pretrain-lvd1689m."
+        )
+    try:
+        spec = specs.dinov2_of_torch_hub({name: read().shape for name, read in files.items()})
+    except KeyError as error:
+        raise UserError(
+            f"{file} is no DINOv2 of torch.hub: it has no tensor {error}. Give dinov2_vitb14_"
+            "pretrain.pth or one like it, or a hub id such as facebook/dinov2-base."
+        ) from None
+    return spec, tables.dinov2_of_torch_hub(spec)
+
+
+def is_clip(folder: Path, source: str) -> bool:
+    """Whether a published model is a CLIP."""
+    return folder.is_dir() and config_json.read(folder, source).get("model_type") == "clip"
+
+
 def load_clip_vision(
     source: str, dtype: str = "float32"
 ) -> tuple[ClipVisionEncoder, dict[str, Any]]:
     """A CLIP checkpoint's vision tower as a Flax module and its params; see `load_vision`."""
     folder = hub.locate(source)
+    config_json.normalisation(folder, source)  # without it words can be used, images cannot
     spec, table = clip_vision_tower(folder, source)
     module = ClipVisionEncoder(_with_dtype(spec, dtype))
     return module, weights.convert(folder, table, module, _example(spec))
@@ -182,7 +207,7 @@ def load_clip_vision(
 def clip_vision_tower(folder: Path, source: str) -> tuple[VisionSpec, tables.Table]:
     """The spec of a CLIP's vision tower, and the names of its tensors."""
     spec = _described(specs.clip_vision, _clip_config(folder, source), source)
-    mean, std = config_json.normalisation(folder, source)
+    mean, std = config_json.normalisation(folder, source, (spec.mean, spec.std))
     return dataclasses.replace(spec, mean=mean, std=std), tables.clip_vision(spec)
 
 

@@ -59,7 +59,7 @@ def _of_values(source: str, state: _State) -> str:
 
 def _towers(folder: Path, source: str) -> Iterator[tuple[Any, tables.Table]]:
     """What a model's numbers depend on beside its tensors, and the table of these."""
-    if config_json.read(folder, source).get("model_type") != config_json.CLIP:
+    if not encoders.is_clip(folder, source):
         spec, table = encoders.vision_tower(folder, source)
         yield dataclasses.asdict(spec), table
         return

@@ -7,6 +7,8 @@ tested without their files.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from fmbseg_jax.errors import UserError
@@ -73,6 +75,30 @@ def dinov2(config: dict[str, Any]) -> VisionSpec:
         grid=config["image_size"] // config["patch_size"],
         registers=config.get("num_register_tokens", 0),
         antialias="num_register_tokens" in config,
+    )
+
+
+def dinov2_of_torch_hub(shapes: Mapping[str, tuple[int, ...]]) -> VisionSpec:
+    """From the shapes in a file of Meta's torch.hub, which has no config.json beside it."""
+    _, positions, width = shapes["pos_embed"]
+    gated = "blocks.0.mlp.w12.weight" in shapes
+    hidden = shapes["blocks.0.mlp.w3.weight" if gated else "blocks.0.mlp.fc2.weight"][1]
+    registers = shapes.get("register_tokens", (1, 0, width))[1]
+    return VisionSpec(
+        transformer=Spec(
+            width=width,
+            depth=sum(name.endswith(".ls1.gamma") for name in shapes),
+            heads=width // 64,  # of all DINOv2
+            mlp_width=hidden,
+            activation="silu" if gated else "gelu",
+            epsilon=1e-6,
+            layer_scale=True,
+            gated=gated,
+        ),
+        patch=shapes["patch_embed.proj.weight"][-1],
+        grid=math.isqrt(positions - 1),
+        registers=registers,
+        antialias=registers > 0,
     )
 
 

@@ -6,7 +6,7 @@ A table maps our parameter's path to the tensor's name there and to how its layo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,12 +35,12 @@ _CONV = Layout(
 )
 
 
-def _halves(shape: _Shape) -> _Shape:
-    return (2 * shape[-1], *shape[:-1])
-
-
-_FIRST_HALF = Layout(_halves, lambda tensor: tensor[: len(tensor) // 2].T)
-_SECOND_HALF = Layout(_halves, lambda tensor: tensor[len(tensor) // 2 :].T)
+def _part(index: int, count: int) -> Layout:
+    """One of several matrices, or biases, that lie on top of each other in one tensor."""
+    return Layout(
+        lambda ours: (count * ours[-1], *ours[:-1]),
+        lambda tensor: np.split(tensor, count)[index].T,
+    )
 
 
 _Entries = dict[str, tuple[str, Layout]]
@@ -66,9 +66,7 @@ def dinov2(spec: VisionSpec) -> Table:
             entries |= _dense(f"{ours}/attention/{name}", f"{theirs}.attention.attention.{name}")
         entries |= _dense(f"{ours}/attention/out", f"{theirs}.attention.output.dense")
         if spec.transformer.gated:
-            for name, half in (("gate", _FIRST_HALF), ("up", _SECOND_HALF)):
-                entries[f"{ours}/mlp/{name}/kernel"] = (f"{theirs}.mlp.weights_in.weight", half)
-                entries[f"{ours}/mlp/{name}/bias"] = (f"{theirs}.mlp.weights_in.bias", half)
+            entries |= _joined(f"{ours}/mlp", ("gate", "up"), f"{theirs}.mlp.weights_in")
             entries |= _dense(f"{ours}/mlp/down", f"{theirs}.mlp.weights_out")
         else:
             entries |= _dense(f"{ours}/mlp/up", f"{theirs}.mlp.fc1")
@@ -76,6 +74,33 @@ def dinov2(spec: VisionSpec) -> Table:
         entries |= _norms_and_scales(ours, theirs)
     kind = "dinov2_with_registers" if spec.registers else "dinov2"
     return Table(entries, _MASK_TOKEN_AND_HEAD, prefix=f"{kind}.")
+
+
+def dinov2_of_torch_hub(spec: VisionSpec) -> Table:
+    """Meta's own names, of DINOv2 (with and without registers)."""
+    entries: _Entries = {
+        "embedding/cls": ("cls_token", _FLAT),
+        "embedding/positions": ("pos_embed", _ROWS),
+        "embedding/patch/kernel": ("patch_embed.proj.weight", _CONV),
+        "embedding/patch/bias": ("patch_embed.proj.bias", _KEEP),
+        **_norm("norm", "norm"),
+    }
+    if spec.registers:
+        entries["embedding/registers"] = ("register_tokens", _ROWS)
+    for i in range(spec.transformer.depth):
+        ours, theirs = f"transformer/block{i}", f"blocks.{i}"
+        entries |= _joined(f"{ours}/attention", ("query", "key", "value"), f"{theirs}.attn.qkv")
+        entries |= _dense(f"{ours}/attention/out", f"{theirs}.attn.proj")
+        if spec.transformer.gated:
+            entries |= _joined(f"{ours}/mlp", ("gate", "up"), f"{theirs}.mlp.w12")
+            entries |= _dense(f"{ours}/mlp/down", f"{theirs}.mlp.w3")
+        else:
+            entries |= _dense(f"{ours}/mlp/up", f"{theirs}.mlp.fc1")
+            entries |= _dense(f"{ours}/mlp/down", f"{theirs}.mlp.fc2")
+        for j in (1, 2):
+            entries |= _norm(f"{ours}/norm{j}", f"{theirs}.norm{j}")
+            entries[f"{ours}/scale{j}"] = (f"{theirs}.ls{j}.gamma", _KEEP)
+    return Table(entries, unused="mask_token")
 
 
 def dinov3(spec: VisionSpec) -> Table:
@@ -160,6 +185,16 @@ def _clip_block(ours: str, theirs: str) -> _Entries:
     entries |= _dense(f"{ours}/mlp/down", f"{theirs}.mlp.fc2")
     for j in (1, 2):
         entries |= _norm(f"{ours}/norm{j}", f"{theirs}.layer_norm{j}")
+    return entries
+
+
+def _joined(ours: str, names: Sequence[str], theirs: str) -> _Entries:
+    """Layers that are one in the published file, in the order of their rows."""
+    entries: _Entries = {}
+    for i, name in enumerate(names):
+        part = _part(i, len(names))
+        entries[f"{ours}/{name}/kernel"] = (f"{theirs}.weight", part)
+        entries[f"{ours}/{name}/bias"] = (f"{theirs}.bias", part)
     return entries
 
 

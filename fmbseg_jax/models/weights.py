@@ -61,7 +61,7 @@ def convert(folder: Path, table: Table, module: nn.Module, example: Array) -> di
         dtype = module.spec.transformer.dtype if matrix else "float32"
         params[tuple(ours.split("/"))] = jnp.asarray(layout.convert(tensor), dtype)
     if faults:
-        raise UserError(f"The weights in {folder} do not fit its config.json:{_listed(faults)}")
+        raise UserError(f"The weights in {folder} do not fit its sizes:{_listed(faults)}")
     return unflatten_dict(params)
 
 
@@ -94,7 +94,19 @@ def _listed(faults: list[str], most: int = 10) -> str:
 
 
 def open_files(folder: Path, table: Table) -> dict[str, Callable[[], np.ndarray]]:
-    """How to read each tensor, by its name in the table: safetensors, else pytorch_model.bin."""
+    """How to read each tensor of a model, by its name in the table."""
+    tensors = read_files(folder)
+    if table.prefix and any(name.startswith(table.prefix) for name in tensors):
+        return {name.removeprefix(table.prefix): read for name, read in tensors.items()}
+    return tensors
+
+
+def read_files(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
+    """How to read each tensor, by its name in the files: safetensors, else PyTorch's.
+
+    Raises:
+      UserError: there are none, they are damaged, or hold more than tensors.
+    """
     tensors: dict[str, Callable[[], np.ndarray]] = {}
     for path in hub.weight_files(folder):
         try:
@@ -108,8 +120,6 @@ def open_files(folder: Path, table: Table) -> dict[str, Callable[[], np.ndarray]
             raise
         except Exception as error:  # both libraries' readers raise many kinds
             raise UserError(f"{path} is damaged ({error}). Fetch it again.") from None
-    if table.prefix and any(name.startswith(table.prefix) for name in tensors):
-        return {name.removeprefix(table.prefix): read for name, read in tensors.items()}
     return tensors
 
 
@@ -141,5 +151,8 @@ def _old_format(path: Path) -> dict[str, Callable[[], np.ndarray]]:
             "pip install torch. Or fetch the model's safetensors."
         ) from None
     tensors = torch.load(path, map_location="cpu", weights_only=True)
-    # By float32: NumPy has no bfloat16 of torch's.
-    return {name: lambda t=tensor: t.float().numpy() for name, tensor in tensors.items()}
+    return {name: functools.partial(_from_torch, tensor) for name, tensor in tensors.items()}
+
+
+def _from_torch(tensor: Any) -> np.ndarray:
+    return tensor.float().numpy()  # NumPy has no bfloat16 of torch's
