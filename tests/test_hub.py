@@ -8,10 +8,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import run
 from huggingface_hub import hf_hub_download
-from models import save_clip, save_dinov2
+from models import photograph, save_clip, save_dinov2
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from stand_in_hub import in_place_of_the_hub
+from stand_in_hub import in_place_of_the_hub, serve
 
 from fmbseg_jax import hub
 from fmbseg_jax.errors import UserError
@@ -299,3 +301,32 @@ def test_the_hash_is_of_values(saved, tmp_path):
         assert identity.content_hash(str(folder)) != before, name
         (folder / name).write_text(whole)
     assert identity.content_hash(str(folder)) == before
+
+
+def test_the_second_run_of_every_program_asks_nothing(world, tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(photograph(80, 90)).save(tmp_path / "photos" / "a.png")
+    world.pseudo_labels(tmp_path, count=4)
+    flags = [*world.flags, f"--workdir={tmp_path}"]
+    flags += ["--config.models.clip=some/clip", "--config.models.vision=some/dinov2"]
+    places = [f"--model={tmp_path / 'export'}", f"--images={tmp_path / 'photos'}"]
+    places += ["--words=sky,grass", f"--out={tmp_path / 'out'}"]
+    commands = [("fmbseg_jax.features", *flags), ("train.py", *flags)]
+    commands.append(("fmbseg_jax.segment", *places))
+    with serve(tmp_path / "hub") as served:
+        for name in ("clip", "dinov2"):
+            folder = served.repository(f"some/{name}")
+            shutil.copytree(world.root / name, folder, dirs_exist_ok=True)
+        monkeypatch.setenv("HF_ENDPOINT", served.address)
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+        for command in commands:
+            run(*command)
+        assert {"some/clip", "some/dinov2"} <= {
+            "/".join(r.split("/")[1:3]) for r in served.requests
+        }
+        served.requests.clear()
+        for command in commands:
+            assert "Fetching" not in run(*command).stdout
+        assert not served.requests

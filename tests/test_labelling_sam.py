@@ -267,6 +267,34 @@ def test_files_that_are_no_checkpoint(tmp_path):
         sam_checkpoint.load(tmp_path / "other.pth")
 
 
+@pytest.mark.parametrize(
+    ("model", "tensor"),
+    [
+        ("SAM-HQ", "mask_decoder.hf_token.weight"),
+        ("MobileSAM", "image_encoder.layers.0.blocks.0.conv1.c.weight"),
+        ("SAM 2", "image_encoder.trunk.pos_embed"),
+    ],
+)
+def test_successors_of_sam_are_named(tmp_path, model, tensor):
+    tensors = build_sam().state_dict() | {tensor: torch.ones(1, 24)}
+    whole = {"model": tensors} if model == "SAM 2" else tensors
+    torch.save(whole, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=f"is a checkpoint of {model}, which is another architect"):
+        sam_checkpoint.load(tmp_path / "other.pth")
+    (tmp_path / "config.json").write_text('{"model_type": "sam2_video"}')
+    with pytest.raises(UserError, match="is SAM 2; the model of masks is a sam, such as facebook"):
+        sam_checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["wanglab/medsam-vit-base", "nielsr/slimsam-50-uniform"])
+def test_any_name_on_the_hub_may_be_a_sam(monkeypatch, name):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=f"hf download {name}"):
+        sam_checkpoint.load(name)
+    with pytest.raises(UserError, match="No SAM checkpoint at some/medsam_vit_b.pth"):
+        sam_checkpoint.load("some/medsam_vit_b.pth")
+
+
 def test_transformers_files_are_read(tmp_path, monkeypatch):
     """A SamModel as transformers saves it: the same masks as transformers gives."""
     from transformers import SamConfig, SamModel
