@@ -11,7 +11,7 @@ from documents import DOCUMENTS, blocks_of
 
 from fmbseg_jax.config import Config, flatten
 
-FOREIGN_FLAGS = {"signal": "of SLURM's srun", "logdir": "of TensorBoard"}
+FOREIGN_FLAGS = {"include": "of hf", "signal": "of SLURM's srun", "logdir": "of TensorBoard"}
 
 PAGES = [*DOCUMENTS, "CHANGELOG.md"]
 
