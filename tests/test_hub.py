@@ -1,5 +1,6 @@
 """Models of the hub: fetched once and found again, whoever has put a part into the cache."""
 
+import builtins
 import collections
 import json
 import pickle
@@ -240,25 +241,31 @@ def test_files_that_hold_more_or_less_than_tensors(tmp_path):
         pickled.read(path)["a"]()
 
 
-def test_the_old_format_needs_pytorch(saved, tmp_path, monkeypatch):
+@pytest.fixture
+def without_torch(monkeypatch):
+    whole = builtins.__import__
+
+    def limited(name, *given, **more):
+        if name.split(".")[0] == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+        return whole(name, *given, **more)
+
+    return lambda: monkeypatch.setattr(builtins, "__import__", limited)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_only_the_old_format_needs_pytorch(saved, tmp_path, without_torch, zipped):
     shutil.copytree(saved / "dino", tmp_path / "dino")
     tensors = load_file(tmp_path / "dino" / "model.safetensors")
     (tmp_path / "dino" / "model.safetensors").unlink()
     path = tmp_path / "dino" / "pytorch_model.bin"
-    torch.save(tensors, path, _use_new_zipfile_serialization=False)
-    assert identity.content_hash(str(tmp_path / "dino")) == identity.content_hash(
-        str(saved / "dino")
-    )
-    import builtins
-
-    whole = builtins.__import__
-
-    def without_torch(name, *given, **more):
-        if name == "torch":
-            raise ModuleNotFoundError("No module named 'torch'", name="torch")
-        return whole(name, *given, **more)
-
-    monkeypatch.setattr(builtins, "__import__", without_torch)
+    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+    expected = identity.content_hash(str(saved / "dino"))
+    assert identity.content_hash(str(tmp_path / "dino")) == expected
+    without_torch()
+    if zipped:
+        encoders.load_vision(str(tmp_path / "dino"))
+        return
     with pytest.raises(UserError, match="format of PyTorch before 1.6.*pip install torch"):
         encoders.load_vision(str(tmp_path / "dino"))
 
