@@ -86,13 +86,17 @@ def fetch(
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    # Without the network the hub's client would retry for half a minute, so the cache comes first;
-    # only `check` knows whether it is whole, for another program may have filled it.
-    with contextlib.suppress(OSError, UserError):
+    part = ""
+    try:
+        # Without the network the hub's client would retry for half a minute, so the cache comes
+        # first; only `check` knows whether it is whole, for another program may have filled it.
         found = snapshot_download(source, local_files_only=True, allow_patterns=list(patterns))
-        folder = Path(found)
-        check(folder)
-        return folder
+        check(Path(found))
+        return Path(found)
+    except UserError as error:
+        part = f" The hub's cache has a part of it: {error}"
+    except (OSError, ValueError):  # not there, cut short, or a name that the hub cannot have
+        pass
     # Also where this is called as a function, whose output may be a table.
     print(f"Fetching {source} from the Hugging Face hub ...", file=sys.stderr)
     try:
@@ -101,7 +105,7 @@ def fetch(
     except UserError:
         raise
     except Exception as error:  # offline, unknown id, no access: the hub client has many kinds
-        raise UserError(_advice(source, error, shown)) from None
+        raise UserError(_advice(source, error, shown) + part) from None
     check(folder)
     return folder
 

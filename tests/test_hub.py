@@ -82,6 +82,16 @@ def test_a_cache_that_another_program_has_filled_in_part(stand_in, saved, source
     assert not stand_in.requests
 
 
+def test_offline_what_a_cache_lacks_is_told(stand_in, monkeypatch):
+    for name in ("config.json", "model.safetensors"):
+        hf_hub_download("some/dino", name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"(?s)hf download.*has a part.*lacks.*preprocessor_config"):
+        encoders.load_vision("some/dino")
+    with pytest.raises(UserError, match="not to be had"):
+        encoders.load_vision(f"some/{'a' * 120}")
+
+
 def test_a_model_whose_normalisation_is_published_nowhere(stand_in):
     (stand_in.root / "some/dino/preprocessor_config.json").unlink()
     module, _ = encoders.load_vision("some/dino")

@@ -43,7 +43,7 @@ def read(folder: Path, source: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(
             f"{source} has no config.json{other_layout(folder)}; give a folder in Hugging Face "
-            "layout, such as that of facebook/dinov2-base."
+            "layout, or a hub id such as facebook/dinov2-base."
         )
     return read_json(path)
 
