@@ -88,7 +88,7 @@ def test_offline_what_a_cache_lacks_is_told(stand_in, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"(?s)hf download.*has a part.*lacks.*preprocessor_config"):
         encoders.load_vision("some/dino")
-    with pytest.raises(UserError, match="not to be had"):
+    with pytest.raises(UserError, match="nor to be had"):
         encoders.load_vision(f"some/{'a' * 120}")
 
 
