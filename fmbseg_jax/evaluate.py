@@ -79,11 +79,11 @@ def _open(config: Config, names: Sequence[str]) -> list[Benchmark]:
             "benchmarks, --benchmarks=voc21,ade150."
         )
     if not names:
-        return [open_folder(config.eval.folder)]
+        return [open_folder(config.eval.folder, config.eval.reading)]
     found, faults = [], []
     for name in dict.fromkeys(names):
         try:
-            found.append(open_published(name, config.eval.data))
+            found.append(open_published(name, config.eval.data, config.eval.reading))
         except UserError as error:
             faults.append(str(error))
     if faults:
@@ -126,7 +126,7 @@ def _theirs(folder: str, benchmark: Benchmark, alone: bool) -> list[Saved]:
             f"--predictions={folder} has a name that our own results have; rename the folder to "
             "what the system is called."
         )
-    paths = [label_maps.path(theirs.folder, name) for name in benchmark.names]
+    paths = [label_maps.find(theirs.folder, name) for name in benchmark.names]
     if missing := [path for path in paths if not path.exists()]:
         raise UserError(
             f"--predictions={folder} lacks {len(missing)} of {len(paths)} label maps for "

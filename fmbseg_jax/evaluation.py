@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from fmbseg_jax import logs, metrics, sharding
 from fmbseg_jax.classes import Classes
 from fmbseg_jax.data import files, label_maps, pipeline
 from fmbseg_jax.data.benchmarks import Benchmark
-from fmbseg_jax.errors import UserError
+from fmbseg_jax.errors import Notice, UserError
 from fmbseg_jax.looking import Prepared
 from fmbseg_jax.segmenter import Segmenter
 from fmbseg_jax.vocabulary import IGNORE
@@ -140,6 +141,10 @@ def segment(
     todo = [name for name in ours if any(name not in tally.found for tally in tallies)]
 
     def count() -> None:
+        deep = [name for name in todo if benchmark.is_deep(name)]
+        if deep:  # of several systems once
+            told = benchmark.reading.of_deep(len(deep), deep[0])
+            warnings.warn(told, Notice, stacklevel=2)
         prepared = _read(segmenter, benchmark, todo)
         described = f"{benchmark.name}: {title}"
         with logs.progress(len(ours), described, len(ours) - len(todo)) as bar:
@@ -166,7 +171,7 @@ def _read(
 
     def one(i: int) -> tuple[tuple[str, np.ndarray], Prepared]:
         image, truth = benchmark.image(names[i]), benchmark.labels(names[i])
-        _check_size(benchmark.files[names[i]][1], truth, image.shape[:2])
+        _check_size(benchmark.files[names[i]][1], truth, image.shape[:2], names[i])
         return (names[i], truth), segmenter.prepare(image)
 
     yield from pipeline.in_order(len(names), one, _THREADS)
@@ -200,7 +205,7 @@ def score_folder(benchmark: Benchmark, folder: Path) -> Result:
 
     def one(i: int) -> Counts:
         truth, predicted = benchmark.labels(names[i]), read_prediction(folder, names[i], classes)
-        _check_size(label_maps.path(folder, names[i]), predicted, truth.shape)
+        _check_size(label_maps.find(folder, names[i]), predicted, truth.shape, names[i])
         if benchmark.has_background:
             predicted = np.where(predicted == IGNORE, np.uint16(0), predicted)
         return Counts.of(predicted, truth, classes)
@@ -213,14 +218,14 @@ def score_folder(benchmark: Benchmark, folder: Path) -> Result:
     return _sum(found, names, benchmark)
 
 
-def _check_size(path: Path, labels: np.ndarray, size: tuple[int, ...]) -> None:
-    if labels.shape != size:
-        raise UserError(f"{path} is {labels.shape}, the image {size} (rows, columns).")
+def _check_size(path: Path, labels: np.ndarray, size: tuple[int, ...], name: str) -> None:
+    if fault := label_maps.size_fault(labels, size, name):
+        raise UserError(f"{path} {fault}")
 
 
 def read_prediction(folder: Path, name: str, num_classes: int) -> np.ndarray:
     """The label map of the image `name`, uint16 [H, W]."""
-    path = label_maps.path(folder, name)
+    path = label_maps.find(folder, name)
     if not path.exists():
         raise UserError(
             f"No label map {path}. Each image of the benchmark needs one; where a run makes them, "

@@ -83,7 +83,7 @@ class Looker:
 
     def prepare(self, given: ImageLike) -> Prepared:
         """Resizes an image and lays out its windows."""
-        image = accept.image(given)
+        image = accept.image(given, self._eval.reading)
         protocol, (height, width) = self._eval, image.shape[:2]
         resize = images.resize if protocol.antialias else images.resize_plain
         resized = resize(image, images.resized_shape(height, width, protocol.short_side))

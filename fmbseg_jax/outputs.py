@@ -23,6 +23,7 @@ from PIL import Image
 
 from fmbseg_jax import colours, figures
 from fmbseg_jax.data import coco_writer, files, images, label_maps
+from fmbseg_jax.data.images import USUAL, Reading
 from fmbseg_jax.vocabulary import IGNORE, synonyms
 
 BACKGROUND = "background"
@@ -41,6 +42,8 @@ class Outputs:
     pngs: Mapping[str, str]
     """By name of the image, the name of its label map, as `finding.png_names` has them."""
     with_scores: bool
+    reading: Reading = USUAL
+    """How image files are read."""
 
     def files(self, name: str) -> list[Path]:
         """What is written for an image; all of it there, the image is done."""
@@ -130,7 +133,7 @@ class Outputs:
     def _write_sheet(self, names: Sequence[str]) -> None:
         examples, present = [], set()
         for name, labels in self._maps(names):
-            image = images.decode((self.images / name).read_bytes())
+            image = images.decode((self.images / name).read_bytes(), self.reading, name)
             pair = image, figures.overlay(image, labels, len(self.words))
             examples.append([figures.fit(one, _TILE) for one in pair])  # large ones are not kept
             present |= set(np.unique(labels).tolist())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
@@ -28,7 +29,11 @@ def check_words(words: Iterable[str], source: str = "the word list") -> tuple[st
         raise UserError(
             f"Words are strings; got {strange[0]!r}, of type {type(strange[0]).__name__}."
         )
-    cleaned = tuple(re.sub(r"\s+", " ", word).strip() for word in words)
+    cleaned = tuple(
+        # Accents as letters of their own, as macOS stores them, would make it another word.
+        re.sub(r"\s+", " ", unicodedata.normalize("NFC", word)).strip()
+        for word in words
+    )
     faults = [f"word {i + 1} is empty" for i, word in enumerate(cleaned) if not synonyms(word)]
     first: dict[str, int] = {}
     for i, word in enumerate(cleaned):

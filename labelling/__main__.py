@@ -73,7 +73,7 @@ def main() -> None:
     label_images(config.validate())
 
 
-_USED = "models.clip", "models.sam", "label"
+_USED = "data.deep", "models.clip", "models.sam", "label"
 
 
 def label_images(config: Config) -> None:
@@ -82,7 +82,7 @@ def label_images(config: Config) -> None:
     names = finding.find_images(config.data.images)
     given = read_image_labels(config.data.image_labels, words, names)
     folder = epath.Path(WORKDIR.value) / "pseudo_labels"
-    readable = functools.partial(can_read, config.data.images)
+    readable = functools.partial(can_read, config.data.images, config.data.reading)
     with workfolder.hold(folder):
         dataset = Dataset(folder, names, config.label.images_per_shard, readable)
         missing = dataset.missing()
@@ -140,6 +140,7 @@ def predict(config: Config) -> None:
             classes,
             out,
             lambda: models.load(config, classes.words, out / "models.json", device),
+            reading=config.data.reading,
             unlabelled=unlabelled,
             strict=STRICT.value,
         )
@@ -222,6 +223,8 @@ def print_summary(config: Config, dataset: Dataset, words: Sequence[str]) -> Non
         f"  coverage  {counts.coverage:.1%} of the pixels\n"
         f"  shards    {dataset.num_shards}, {counts.bytes / 1e6:,.1f} MB"
     )
+    if told := config.data.reading.of_deep(counts.deep, counts.deep_example):
+        print(told)
     if counts.skipped:
         print(f"skipped (all in {dataset.folder / 'skipped.tsv'}):\n{counts.reasons()}")
         print("Once they are mended, the same command labels them.")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from fmbseg_jax.data import coco, files, finding, images, label_maps
+from fmbseg_jax.data import coco, files, finding, images, label_maps, spelling
 from fmbseg_jax.data.published import PUBLISHED, Published, Source
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE, read_words
@@ -32,6 +32,8 @@ class Benchmark:
     source: str = ""
     """Where the label maps came from, relative to `root`, with `{}` for a name."""
     published: Published | None = None
+    reading: images.Reading = images.USUAL
+    """How the image files are read."""
 
     @property
     def title(self) -> str:
@@ -58,11 +60,20 @@ class Benchmark:
         """uint8 [H, W, 3]."""
         path = self.files[name][0]
         try:
-            return images.decode(path.read_bytes())
+            return images.decode(path.read_bytes(), self.reading, path.name)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
         except images.ImageError as error:
             raise UserError(f"{path} {error}") from None
+
+    def is_deep(self, name: str) -> bool:
+        """Whether an image has more than 8 bits a channel."""
+        path = self.files[name][0]
+        try:
+            with open(path, "rb") as file:
+                return images.is_deep(file, path.name)
+        except OSError:  # `image` says why
+            return False
 
     def labels(self, name: str) -> np.ndarray:
         """uint16 [H, W], class or IGNORE."""
@@ -93,8 +104,8 @@ def check(benchmark: Benchmark) -> Check:
             labels, size = benchmark.labels(name), benchmark.image(name).shape[:2]
         except UserError as error:
             return None, str(error)
-        if labels.shape != size:
-            return None, f"{path} is {labels.shape}, {image} {size} (rows, columns)."
+        if fault := label_maps.size_fault(labels, size, image):
+            return None, f"{path} {fault}"
         return np.bincount(labels.reshape(-1), minlength=IGNORE + 1), ""
 
     counts, faults = np.zeros(IGNORE + 1, np.int64), []
@@ -119,7 +130,7 @@ def check(benchmark: Benchmark) -> Check:
     )
 
 
-def open_folder(root: str | Path) -> Benchmark:
+def open_folder(root: str | Path, reading: images.Reading = images.USUAL) -> Benchmark:
     """Any folder with `images/`, `labels/` (PNGs of word indices) and `words.txt`.
 
     `labels/` mirrors `images/` with the ending .png. In an 8-bit PNG 255 means "not labelled", in a
@@ -137,13 +148,20 @@ def open_folder(root: str | Path) -> Benchmark:
         )
     words = read_words(root / "words.txt")
     names = finding.png_names(finding.find_images(root / "images"))
-    files = {name: (root / "images" / name, root / "labels" / png) for name, png in names.items()}
+    files = {
+        name: (root / "images" / name, spelling.beside(root / "labels", png))
+        for name, png in names.items()
+    }
     _check_labels(root, files)
     read = functools.partial(label_maps.read, num_words=len(words))
-    return Benchmark(root.resolve().name, root, words, files, read, "labels/{}")
+    return Benchmark(
+        root.resolve().name, root, words, files, read, "labels/{}", reading=reading
+    )
 
 
-def open_published(name: str, data: str | Path) -> Benchmark:
+def open_published(
+    name: str, data: str | Path, reading: images.Reading = images.USUAL
+) -> Benchmark:
     """The published benchmark `name`, under the folder `data`.
 
     Raises:
@@ -161,7 +179,8 @@ def open_published(name: str, data: str | Path) -> Benchmark:
                 wanted = _wanted(published, pattern, source)
                 missing = [path for path in wanted if not _is_there(root, path, names)]
                 if not missing:
-                    return _found(name, root, names, pattern, source)
+                    found = _found(name, root, names, pattern, source)
+                    return dataclasses.replace(found, reading=reading)
                 looked_for.append((root, wanted, missing))
     raise UserError(_not_there(name, published, Path(data), looked_for))
 
@@ -186,14 +205,20 @@ def _is_there(root: Path, path: str, names: Sequence[str]) -> bool:
     """Whether there is such a file; where there is one for each image, of the first."""
     if "{}" not in path:
         return (root / path).is_file()
-    return bool(names) and (root / path.format(names[0])).is_file()
+    return bool(names) and spelling.beside(root, path.format(names[0])).is_file()
 
 
 def _found(
     name: str, root: Path, names: Sequence[str], pattern: str, source: Source
 ) -> Benchmark:
     published = PUBLISHED[name]
-    files = {one: (root / pattern.format(one), root / source.labels.format(one)) for one in names}
+    files = {
+        one: (
+            spelling.beside(root, pattern.format(one)),
+            spelling.beside(root, source.labels.format(one)),
+        )
+        for one in names
+    }
     _check_labels(root, files)
     table = _table(published, source)
     read = functools.partial(_read, table=table, raw=_reader(root, source))
@@ -203,7 +228,7 @@ def _found(
 def _names(root: Path, pattern: str) -> list[str]:
     """What stands for {} in the files that match a pattern, sorted."""
     folder, _, suffix = pattern.partition("{}")
-    found = (path.relative_to(root / folder).as_posix() for path in (root / folder).rglob("*"))
+    found = files.walk(root / folder) if (root / folder).is_dir() else ()
     return sorted(name.removesuffix(suffix) for name in found if name.endswith(suffix))
 
 
