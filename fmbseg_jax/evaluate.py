@@ -29,7 +29,8 @@ from fmbseg_jax import pictures, program, report, sharding, workfolder
 from fmbseg_jax.classes import of_benchmark
 from fmbseg_jax.config import Config
 from fmbseg_jax.data import label_maps
-from fmbseg_jax.data.benchmarks import Benchmark, check, open_folder, open_published
+from fmbseg_jax.data.benchmarks import Benchmark, open_folder, open_published
+from fmbseg_jax.data.completeness import check
 from fmbseg_jax.data.published import PUBLISHED
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.evaluation import Result
@@ -64,7 +65,12 @@ def show(config: Config, workdir: Path, benchmarks: Sequence[Benchmark]) -> None
     """Prints the table of these benchmarks."""
     folder = workdir / "evaluation"
     table = [row for benchmark in benchmarks for row in report.rows(folder, benchmark.name)]
-    notes = "\n".join(report.notes(config.eval, benchmarks))
+    notes = "\n".join(
+        [
+            *report.notes(config.eval, benchmarks),
+            *report.truths(folder, [one.name for one in benchmarks]),
+        ]
+    )
     print(f"\n{report.as_text(table)}\n\n{notes}\n")
     print(f"Written to {folder}: results.md, and for each benchmark NAME.json and pictures.")
 

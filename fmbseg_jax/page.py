@@ -14,6 +14,7 @@ from fmbseg_jax.answers import Answers
 from fmbseg_jax.colours import UNLABELLED
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.figures import percent
+from fmbseg_jax.vocabulary import unlike
 
 _AT_ONCE = 8  # people whose questions are answered at once; they meet at the accelerator only
 _KEPT = 3600  # seconds for which uploads and results stay on disk
@@ -24,7 +25,7 @@ CSS = """
 #image img, #result img, #similarity img { width: 100%; height: 100%; object-fit: contain }
 footer { display: none !important }
 """
-_BACKGROUND = "(background)"
+_BACKGROUND = ";"  # stands for it among the words, of which none can be called so
 
 
 def build(
@@ -114,11 +115,14 @@ def _show(
 ) -> tuple[np.ndarray, Any, Any, Any]:
     """Values of the picture, the legend, the label map to download, and no similarity."""
     found = answers.segment(path, words or "", opacity, threshold)
+    if found.note:
+        gr.Info(found.note)
     named: list[tuple[str, str | float | None]] = [
         (f"{word} {percent(share)}", word) for word, share in found.shares.items()
     ]
     if found.background:
-        named.append((f"background {percent(found.background)}", _BACKGROUND))
+        name = unlike("background", list(found.shares))
+        named.append((f"{name} {percent(found.background)}", _BACKGROUND))
     grey = {_BACKGROUND: "#" + bytes(UNLABELLED).hex()}
     return (
         found.picture,

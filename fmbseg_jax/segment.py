@@ -37,7 +37,7 @@ from fmbseg_jax.errors import UserError
 from fmbseg_jax.figures import percent
 from fmbseg_jax.loading import load
 from fmbseg_jax.looking import Prepared
-from fmbseg_jax.outputs import BACKGROUND, Outputs
+from fmbseg_jax.outputs import Outputs
 from fmbseg_jax.segmenter import Segmented, Segmenter
 
 _THREADS = 8  # images read, and results written, at once
@@ -113,7 +113,7 @@ def segment_images(
     return skipped
 
 
-def _told(shares: Mapping[str, float], classes: Classes) -> str:
+def _told(shares: Mapping[str, float], classes: Classes, background: str) -> str:
     """The words by their share of all pixels, and what is strange about it."""
     told = ", ".join(f"{word} {percent(share)}" for word, share in shares.items())
     if len(classes.words) == 1 and classes.threshold is None:
@@ -121,7 +121,7 @@ def _told(shares: Mapping[str, float], classes: Classes) -> str:
             "\nOne word alone has every pixel: give --background=WORDS for what else there is, or "
             "--threshold=SIMILARITY."
         )
-    if shares.get(BACKGROUND, 0) > 0.95:
+    if shares.get(background, 0) > 0.95:
         told += (
             "\nNearly everything is background: give a lower --threshold, or fewer background "
             "words; --scores writes the similarities."
@@ -185,7 +185,7 @@ def main() -> None:
         print("Writing coco.json and the contact sheet ...", flush=True)
         names = [name for name in found.names if name not in skipped]
         shares = outputs.finish(names, skipped, f"Segmented by {FLAGS.model} (FMbSeg)")
-    print(_told(shares, classes))
+    print(_told(shares, classes, outputs.background))
     print(f"Label maps, overlays, coco.json and contact_sheet.png are in {out}; ", end="")
     print(f"skipped: {len(skipped)}" + (", listed in skipped.tsv." if skipped else "."))
 

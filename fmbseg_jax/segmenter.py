@@ -103,7 +103,7 @@ class Segmenter:
     @property
     def reading(self) -> Reading:
         """How image files are read."""
-        return self._eval.reading
+        return self._looker.reading
 
     @property
     def refines(self) -> bool:

@@ -12,7 +12,7 @@ from fmbseg_jax import figures
 from fmbseg_jax.data import files, images
 from fmbseg_jax.data.example import PseudoLabel, decode_pseudo_label
 from fmbseg_jax.data.tfrecord import RecordSource, find_shards
-from fmbseg_jax.vocabulary import IGNORE
+from fmbseg_jax.vocabulary import IGNORE, unlike
 from labelling.compose import pixel_similarities
 from labelling.stage1 import Scene
 
@@ -90,7 +90,7 @@ def label_sheet(
         title=label.filename,
         subtitle=f"{len(label.found)} words found, {covered:.0%} of the pixels labelled",
         present=sorted({*label.found.tolist(), *np.unique(label.labels).tolist()} - {IGNORE}),
-        ignored="no word" if IGNORE in label.labels else "",
+        ignored=unlike("no word", words) if IGNORE in label.labels else "",
     )
 
 

@@ -50,7 +50,7 @@ def test_decompression_bombs_are_refused(tmp_path):
     bomb = tmp_path / "bomb.png"
     Image.new("1", (40_000, 40_000)).save(bomb)
     assert bomb.stat().st_size < 400_000
-    with pytest.raises(images.ImageError, match="(?i)decompression bomb"):
+    with pytest.raises(images.ImageError, match="it has 1600 megapixels .*the limit is 178"):
         images.decode(bomb.read_bytes())
 
 

@@ -63,7 +63,7 @@ def _file(path: Path, reading: images.Reading) -> np.ndarray:
 def _tell_of_deep(reading: images.Reading) -> None:
     """By the warnings of Python, which show the same words once."""
     told = reading.of_deep(1, "").removeprefix("1 image, , has")
-    warnings.warn(f"Some images have{told}", Notice, stacklevel=5)
+    warnings.warn(f"Some images have{told}", Notice, stacklevel=1)
 
 
 def _advice(array: np.ndarray) -> str:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from fmbseg_jax.data import coco, files, finding, images, label_maps, spelling
 from fmbseg_jax.data.published import PUBLISHED, Published, Source
@@ -78,56 +76,6 @@ class Benchmark:
     def labels(self, name: str) -> np.ndarray:
         """uint16 [H, W], class or IGNORE."""
         return self.read(self.files[name][1])
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """What a benchmark has on disk."""
-
-    name: str
-    images: int
-    expected: int
-    """Images that the published benchmark has; 0 for a folder of one's own."""
-    seen: int
-    """Classes that a pixel is labelled with."""
-    classes: int
-    ignored: float
-    """Share of the pixels that is not counted."""
-
-
-def check(benchmark: Benchmark) -> Check:
-    """Reads every image and label map; raises UserError with all that are damaged or do not fit."""
-
-    def count(name: str) -> tuple[np.ndarray | None, str]:
-        image, path = benchmark.files[name]
-        try:
-            labels, size = benchmark.labels(name), benchmark.image(name).shape[:2]
-        except UserError as error:
-            return None, str(error)
-        if fault := label_maps.size_fault(labels, size, image):
-            return None, f"{path} {fault}"
-        return np.bincount(labels.reshape(-1), minlength=IGNORE + 1), ""
-
-    counts, faults = np.zeros(IGNORE + 1, np.int64), []
-    with ThreadPoolExecutor() as pool:
-        found = pool.map(count, benchmark.names)
-        total = len(benchmark.names)
-        for one, fault in tqdm(found, benchmark.name, total, unit=" image", dynamic_ncols=True):
-            if one is None:
-                faults.append(fault)
-            else:
-                counts += one
-    if faults := list(dict.fromkeys(faults)):
-        more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise UserError(f"{benchmark.name}:\n  " + "\n  ".join(faults[:10]) + more)
-    return Check(
-        benchmark.name,
-        total,
-        benchmark.published.count if benchmark.published else 0,
-        int(np.count_nonzero(counts[:IGNORE])),
-        len(benchmark.words),
-        counts[IGNORE] / counts.sum(),
-    )
 
 
 def open_folder(root: str | Path, reading: images.Reading = images.USUAL) -> Benchmark:
