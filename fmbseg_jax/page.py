@@ -84,7 +84,7 @@ def build(
         inputs = [upload, typed, opacity, threshold]
         outputs = [result, legend, download, similarity]
         together: dict[str, Any] = {"concurrency_limit": _AT_ONCE, "concurrency_id": "answers"}
-        show = _messages(lambda *given: _show(answers, *given))
+        show = _messages(lambda *given: _show(answers, *given, with_note=True))
         for event in (button.click, typed.submit):
             event(show, inputs, outputs, api_name="segment", **together)
         again = _messages(lambda path, *given: _show(answers, path, *given) if path else _nothing())
@@ -111,11 +111,16 @@ def _hidden() -> gr.Image:
 
 
 def _show(
-    answers: Answers, path: str | None, words: str | None, opacity: float, threshold: float
+    answers: Answers,
+    path: str | None,
+    words: str | None,
+    opacity: float,
+    threshold: float,
+    with_note: bool = False,
 ) -> tuple[np.ndarray, Any, Any, Any]:
     """Values of the picture, the legend, the label map to download, and no similarity."""
     found = answers.segment(path, words or "", opacity, threshold)
-    if found.note:
+    if with_note and found.note:  # not each time that a slider moves
         gr.Info(found.note)
     named: list[tuple[str, str | float | None]] = [
         (f"{word} {percent(share)}", word) for word, share in found.shares.items()

@@ -44,7 +44,7 @@ class PatchEncoder:
         """pixels uint8 [size, size, 3] and labels int32 [n], row by row, of one image."""
         square = (self.size, self.size)
         labels = images.resize_labels(labelled.labels, square)
-        image = images.decode(labelled.image, reading, labelled.filename)
+        image = images.decode_named(labelled.image, reading, labelled.filename)
         return {
             "pixels": images.resize(image, square),
             "labels": patch_labels(labels, (self.side, self.side), num_words).reshape(-1),

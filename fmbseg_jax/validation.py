@@ -47,7 +47,7 @@ class PseudoLabels:
     def image(self, name: str) -> np.ndarray:
         """uint8 [H, W, 3]."""
         record = decode_pseudo_label(self._records[int(name)])
-        return images.decode(record.image, self._reading, record.filename)
+        return images.decode_named(record.image, self._reading, record.filename)
 
     def labels(self, name: str) -> np.ndarray:
         """uint16 [H, W], word index or IGNORE."""

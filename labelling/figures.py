@@ -70,7 +70,7 @@ def label_sheet(
     reading: images.Reading = images.USUAL,
 ) -> np.ndarray:
     """A record as a picture, uint8 [h, w, 3]: with its scene, a row for each word found."""
-    image = images.decode(label.image, reading, label.filename)
+    image = images.decode_named(label.image, reading, label.filename)
     whole = figures.overlay(image, label.labels, len(words))
     if scene is None or not len(scene.found):
         columns = ["image", "labels"]

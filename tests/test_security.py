@@ -102,6 +102,10 @@ def test_an_export_may_not_ask_for_everything(world, tmp_path):
         (export / "model.json").write_text(json.dumps(changed))
         with pytest.raises(UserError, match=f"{name} is at most"):
             fmbseg_jax.load(export)
+    changed = model | {"config": model["config"] | {"eval.max_megapixels": 3600}}
+    (export / "model.json").write_text(json.dumps(changed))
+    assert fmbseg_jax.load(export).reading.megapixels == 178
+    assert fmbseg_jax.load(export, {"max_megapixels": 500}).reading.megapixels == 500
 
 
 def test_what_another_run_is_writing_stays(tmp_path):

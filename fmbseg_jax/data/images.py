@@ -89,6 +89,14 @@ def decode(data: bytes, reading: Reading = USUAL, name: str = "") -> np.ndarray:
         raise ImageError(f"cannot be read: {str(error) or type(error).__name__}") from None
 
 
+def decode_named(data: bytes, reading: Reading, name: str) -> np.ndarray:
+    """As `decode`, where an error is not caught: it says which image it is."""
+    try:
+        return decode(data, reading, name)
+    except ImageError as error:
+        raise ImageError(f"The image {name} {error}.") from None
+
+
 def _opened(data: bytes, name: str) -> Image.Image:
     try:
         return opening.opened(data, name)
