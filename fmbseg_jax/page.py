@@ -84,7 +84,7 @@ def build(
         inputs = [upload, typed, opacity, threshold]
         outputs = [result, legend, download, similarity]
         together: dict[str, Any] = {"concurrency_limit": _AT_ONCE, "concurrency_id": "answers"}
-        show = _messages(lambda *given: _show(answers, *given, with_note=True))
+        show = _messages(functools.partial(_show, answers, with_note=True))
         for event in (button.click, typed.submit):
             event(show, inputs, outputs, api_name="segment", **together)
         again = _messages(lambda path, *given: _show(answers, path, *given) if path else _nothing())

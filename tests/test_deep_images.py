@@ -31,7 +31,12 @@ def scaled(values, low=None, high=None):
 def both_ways(data, reading=images.USUAL):
     """The image as it is read from a file, which is that of Pillow's image, opened by a user."""
     image = images.decode(data, reading)
-    np.testing.assert_array_equal(images.pixels(Image.open(io.BytesIO(data)), reading), image)
+    with Image.open(io.BytesIO(data)) as opened:
+        before = opened.mode, opened.size
+        for _ in range(2):  # it is the user's: a second look finds it as it was
+            np.testing.assert_array_equal(images.pixels(opened, reading), image)
+        opened.load()
+        assert (opened.mode, opened.size) == before
     assert images.is_deep(data) and images.is_deep(io.BytesIO(data))
     return image
 
@@ -117,6 +122,16 @@ def test_a_colour_that_stands_for_transparent():
     assert image[0, 0, 0] == 0 and image[-2, -1, 0] == 255  # 3360, the highest that is seen
     hidden = chunk(b"tRNS", struct.pack(">HHH", *RGB[0, 0]))
     assert np.all(both_ways(png(RGB, 2, 16, hidden))[0, 0] == 255)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_same_of_few_bits(bits):
+    values = GREY // 30 % 2**bits
+    data = png(values, 0, bits, chunk(b"tRNS", struct.pack(">H", 2)))
+    expected = np.where(values == 2, 255, values * (255 // (2**bits - 1)))
+    np.testing.assert_array_equal(images.decode(data)[..., 0], expected)
+    np.testing.assert_array_equal(images.pixels(Image.open(io.BytesIO(data)))[..., 0], expected)
+    assert not images.is_deep(data)
 
 
 def test_white_is_zero_in_some_tiffs():

@@ -35,7 +35,6 @@ class Reading:
     prefix: str = dataclasses.field(default="", compare=False)
     """What stands before `deep` and `max_megapixels` where they are set: "--config.data."."""
 
-
     def of_deep(self, count: int, example: str) -> str:
         """What a program says, once, of the deep images it has read; "" where there are none.
 
@@ -127,15 +126,20 @@ def is_deep(file: bytes | BinaryIO, name: str = "") -> bool:
 def pixels(image: Image.Image, reading: Reading = USUAL) -> np.ndarray:
     """A Pillow image → uint8 [H, W, 3], RGB, upright; transparency and depth as in `decode`.
 
-    Of 16 bits in colour Pillow itself keeps 8 as soon as the image is decoded.
+    Of 16 bits in colour Pillow itself keeps 8 as soon as the image is decoded; so one that is not
+    is left like that, and what it was opened from is read again.
     """
     if isinstance(image, TiffImageFile) and (fault := tiffs.fault_of(image.tag_v2)):
         raise ValueError(fault)
     data = b""
-    if deep.is_packed(image):
-        assert isinstance(image, ImageFile.ImageFile) and image.fp
+    if deep.is_deep(image) and opening.raw_mode(image):
+        assert isinstance(image, ImageFile.ImageFile) and image.fp and image.format
+        frame, place = image.tell(), image.fp.tell()
         image.fp.seek(0)
         data = image.fp.read()
+        image.fp.seek(place)
+        image = opening.opened(data, kinds=(image.format,))
+        image.seek(frame)
     return _pixels(image, data, reading)
 
 
@@ -144,8 +148,11 @@ def _pixels(image: Image.Image, data: bytes, reading: Reading) -> np.ndarray:
     _check_size(image.width, image.height, reading)
     if deep.is_deep(image):
         return deep.to_8_bits(deep.levels(image, data), reading.deep)
+    step = opening.GREY_STEPS.get(opening.raw_mode(image), 1)
     image.load()
     image = ImageOps.exif_transpose(image)
+    if isinstance(image.info.get("transparency"), int):
+        image.info["transparency"] *= step
     if image.mode == "La":  # opacity multiplied in: Pillow converts it to this one alone
         image = image.convert("LA")
     if "A" in image.getbands() or "transparency" in image.info:

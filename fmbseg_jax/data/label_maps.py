@@ -139,11 +139,7 @@ def _values(data: bytes, source: str) -> np.ndarray:
             raise UserError(f"{source} cannot be read: {error}") from None
     if mode.startswith("I"):
         return values.astype(np.uint16)
-    # Pillow spreads grey of 2 and 4 bits over 0 to 255.
-    return values.astype(np.uint8) // _STEPS.get(lies_in, 1)
-
-
-_STEPS = {"L;2": np.uint8(85), "L;4": np.uint8(17)}
+    return values.astype(np.uint8) // np.uint8(opening.GREY_STEPS.get(lies_in, 1))
 
 
 def _check_channels(image: Image.Image, source: str) -> None:
