@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from fmbseg_jax.data import finding, images, label_maps, spelling
@@ -57,6 +58,14 @@ def test_images_under_other_names_are_counted(tmp_path, capsys):
         finding.find_images(tmp_path)
 
 
+def test_files_of_a_store_are_not_looked_into():
+    """Each look would be a request: names without an ending are told of, and no more."""
+    names = ["a/noending", "b.txt", "c.png", "d.old"]
+    told = finding._misnamed(epath.Path("gs://nowhere/photos"), names)
+    assert "1, such as a/noending, and not looked into. Rename them, for example to noend" in told
+    assert not finding._misnamed(epath.Path("gs://nowhere/photos"), names[1:])
+
+
 def test_clutter_is_no_image(tmp_path):
     place(tmp_path, "a.jpg", "sub/b.png", *CLUTTER)
     (tmp_path / "Thumbs.db").write_bytes(b"\xff\xd8\xff\xe0")
@@ -104,8 +113,10 @@ def test_the_exact_spelling_comes_first(tmp_path):
 
 
 def test_two_spellings_do_not_overwrite_each_other():
-    with pytest.raises(UserError, match="would both have .* only in how letters with accents"):
-        finding.png_names([f"caf{APART}.jpg", f"caf{LETTER}.jpg"], whole=True)
+    names = [f"caf{APART}.jpg", f"caf{LETTER}.jpg"]
+    for listed in (names, names[::-1]):
+        with pytest.raises(UserError, match="would both have .* only in how letters with accents"):
+            finding.png_names(listed, whole=True)
     with pytest.raises(UserError, match="would both have"):
         finding.png_names([f"{APART}.jpg", f"{LETTER}.png"])
 
