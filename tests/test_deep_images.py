@@ -1,6 +1,7 @@
 """Images of more than 8 bits a channel, of many channels, and of many pixels."""
 
 import io
+import itertools
 import struct
 import warnings
 
@@ -244,6 +245,14 @@ def test_large_images(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert images.decode(buffer.getvalue(), Reading(megapixels=3)).shape == (1000, 2001, 3)
+    small = (RGB // 16).astype(np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for values, compressed in itertools.product(
+            (small, small[..., 0], RGB.astype("u2")), (0, 1)
+        ):
+            data = tiff(values, compressed=compressed)
+            assert images.decode(data).shape == small.shape
     with pytest.raises(
         ImageError,
         match=r"3 megapixels \(2001 x 1000\), and the limit is 2; "

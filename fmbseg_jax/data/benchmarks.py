@@ -47,7 +47,9 @@ class Benchmark:
     def fingerprint(self) -> str:
         """Differs between any two sets of label maps, as far as their names and sizes tell."""
         sizes = [(name, path.stat().st_size) for name, (_, path) in self.files.items()]
-        return repr((self.name, self.root.resolve(), self.words, self.source, self.published, sizes))
+        return repr(
+            (self.name, self.root.resolve(), self.words, self.source, self.published, sizes)
+        )
 
     @property
     def names(self) -> Sequence[str]:
@@ -102,9 +104,7 @@ def open_folder(root: str | Path, reading: images.Reading = images.USUAL) -> Ben
     }
     _check_labels(root, files)
     read = functools.partial(label_maps.read, num_words=len(words))
-    return Benchmark(
-        root.resolve().name, root, words, files, read, "labels/{}", reading=reading
-    )
+    return Benchmark(root.resolve().name, root, words, files, read, "labels/{}", reading=reading)
 
 
 def open_published(
@@ -156,9 +156,7 @@ def _is_there(root: Path, path: str, names: Sequence[str]) -> bool:
     return bool(names) and spelling.beside(root, path.format(names[0])).is_file()
 
 
-def _found(
-    name: str, root: Path, names: Sequence[str], pattern: str, source: Source
-) -> Benchmark:
+def _found(name: str, root: Path, names: Sequence[str], pattern: str, source: Source) -> Benchmark:
     published = PUBLISHED[name]
     files = {
         one: (
@@ -188,14 +186,16 @@ def _not_there(
 ) -> str:
     """Of folders that are there, what they lack; of others only their names."""
     lines = [f"{name} ({published.title}) is not under {data}."]
-    wanted = dict.fromkeys(", ".join(wanted) for _, wanted, _ in looked_for)
-    lines += ["It has one of:", *(f"  {files}" for files in wanted)]
+    layouts = dict.fromkeys(", ".join(wanted) for _, wanted, _ in looked_for)
+    lines += ["It has one of:", *(f"  {layout}" for layout in layouts)]
     roots = dict.fromkeys(root for root, _, _ in looked_for)
     lines.append(f"in one of: {', '.join(map(str, roots))}.")
-    for root, files, missing in looked_for:
-        if len(missing) < len(files):
+    for root, wanted, missing in looked_for:
+        if len(missing) < len(wanted):
             lines.append(f"{root} has some of them, but not {', '.join(missing)}.")
-    lines.append("docs/reproduce.md says where it comes from. Give its place: --config.eval.data=DIR.")
+    lines.append(
+        "docs/reproduce.md says where it comes from. Give its place: --config.eval.data=DIR."
+    )
     return "\n".join(dict.fromkeys(lines)).replace("{}", "*")
 
 

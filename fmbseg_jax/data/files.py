@@ -31,8 +31,9 @@ def exists(path: epath.PathLike) -> bool:
         return epath.Path(path).exists()
     except Exception as error:  # each store has its own kinds
         raise UserError(
-            f"{path} cannot be reached ({type(error).__name__}: {error}). Give a folder, gs:// (which "
-            "needs `pip install gcsfs`) or s3:// (`pip install s3fs`), and have your credentials set."
+            f"{path} cannot be reached ({type(error).__name__}: {error}). Give a folder, gs:// "
+            "(which needs `pip install gcsfs`) or s3:// (`pip install s3fs`), and have your "
+            "credentials set."
         ) from None
 
 
@@ -54,7 +55,8 @@ def inside(name: str, source: str) -> str:
 def walk(folder: epath.PathLike) -> Iterator[str]:
     """Paths of all files under a folder, relative to it, with forward slashes.
 
-    None is hidden, in a hidden folder, or clutter. Whatever links lead to a folder, it is visited once. One that cannot be read is told of.
+    None is hidden, in a hidden folder, or clutter. Whatever links lead to a folder, it is visited
+    once. One that cannot be read is told of.
     """
     if is_remote(folder):  # by one listing: epath's own walk forgets which store it is in
         filesystem, root = fsspec.url_to_fs(str(folder))
@@ -90,7 +92,9 @@ def is_result(folder: Path, name: str) -> bool:
     )
 
 
-_CLUTTER = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "thumbs.db", "desktop.ini"}
+_CLUTTER = {
+    "__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "thumbs.db", "desktop.ini"
+}  # fmt: skip
 """What systems and network disks leave among files: copies, thumbnails, what was thrown away."""
 
 

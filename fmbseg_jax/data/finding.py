@@ -15,15 +15,14 @@ from fmbseg_jax.data import files, opening, spelling
 from fmbseg_jax.data.images import EXTENSIONS
 from fmbseg_jax.errors import UserError
 
-
 _OTHERS = (
-    ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf",
-    ".rw2", ".psd", ".exr", ".dcm",
+    ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf",
+    ".orf", ".rw2", ".psd", ".exr", ".dcm",
 )  # fmt: skip
 """Photographs, too, which Pillow cannot open; a folder that has some is told so."""
 _NO_IMAGES = (
-    ".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".md", ".html", ".pdf", ".zip", ".tar", ".gz",
-    ".npy", ".npz", ".pkl", ".py", ".yaml", ".yml", ".mp4", ".mov", ".aae", ".xmp",
+    ".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".md", ".html", ".pdf", ".zip", ".tar",
+    ".gz", ".npy", ".npz", ".pkl", ".py", ".yaml", ".yml", ".mp4", ".mov", ".aae", ".xmp",
 )  # fmt: skip
 """Files that often lie beside images, into which one need not look."""
 
@@ -58,7 +57,9 @@ def _sorted_out(folder: epath.Path, names: Iterable[str]) -> tuple[list[str], li
     strange = [name for name in images if not _is_text(name)]
     faults = []
     if others:
-        faults.append(f"Left out, for their kind: {len(others)}, such as {others[0]}; JPEG is read.")
+        faults.append(
+            f"Left out, for their kind: {len(others)}, such as {others[0]}; JPEG is read."
+        )
     if strange:
         shown = strange[0].encode("utf-8", "backslashreplace").decode()
         faults.append(f"Left out, for names that are not UTF-8: {len(strange)}, such as {shown}.")
