@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from fmbseg_jax import colours, figures
 from fmbseg_jax.data import files, images, label_maps
@@ -31,14 +31,17 @@ class Answer(NamedTuple):
     """By word, as "#4c7cd2"."""
     file: Path
     """The label map, a PNG."""
+    note: str = ""
+    """What was done to the image, where that is unusual."""
 
 
 class Answers:
     """A segmenter behind a page: many people at once, whatever they upload and type."""
 
-    def __init__(self, segmenter: Segmenter, folder: Path, max_pixels: int):
-        """Takes a folder for label maps, and the size of the largest image."""
-        self._segmenter, self._folder, self._max_pixels = segmenter, folder, max_pixels
+    def __init__(self, segmenter: Segmenter, folder: Path):
+        """Takes a folder for label maps; the largest image is that of the segmenter."""
+        self._segmenter, self._folder = segmenter, folder
+        self._reading = dataclasses.replace(segmenter.reading, prefix="--")
 
     def segment(self, path: str | None, words: str, opacity: float, threshold: float) -> Answer:
         """Segments an uploaded image.
@@ -52,6 +55,8 @@ class Answers:
           UserError: there is no image, it cannot be read or is too large, or there are no words.
         """
         image, listed = self._read(path), split(words)
+        with open(path or "", "rb") as file:
+            is_deep = images.is_deep(file, path or "")
         labels = self._segmenter.segment(image, listed, threshold or None)
         counts = np.bincount(labels[labels != IGNORE], minlength=len(listed))
         palette = colours.palette(len(listed))
@@ -61,6 +66,7 @@ class Answers:
             1 - counts.sum() / labels.size,
             {word: "#" + bytes(colour).hex() for word, colour in zip(listed, palette, strict=True)},
             self._save(labels, palette),
+            self._reading.of_deep(int(is_deep), Path(path or "").name),
         )
 
     def similarity(self, path: str | None, word: str) -> tuple[np.ndarray, float, float]:
@@ -79,22 +85,19 @@ class Answers:
     def _read(self, path: str | None) -> np.ndarray:
         if not path:
             raise UserError("Drop an image on the page first.")
-        try:  # the size is in the header: nothing is decoded yet
-            with Image.open(path, formats=images.FORMATS) as file:
-                width, height = file.size
-        except Image.DecompressionBombError:
-            raise UserError("This image is far too large. Make it smaller.") from None
-        except Exception:  # Pillow's readers raise many kinds
-            raise UserError("This file is no image that can be read. Try a JPEG or PNG.") from None
-        if width * height > self._max_pixels or max(width, height) > _LONGEST:
+        data = Path(path).read_bytes()
+        height, width = images.size(data, path)  # by the header: nothing is decoded yet
+        most = self._reading.megapixels
+        if width * height > most * 1_000_000 or max(width, height) > _LONGEST:
             raise UserError(
-                f"This image has {width} x {height} pixels; this page takes up to "
-                f"{self._max_pixels / 1e6:.0f} million, and {_LONGEST} a side. Make it smaller."
+                f"This image has {width} x {height} pixels; this page takes up to {most} million, "
+                f"and {_LONGEST} a side. Make it smaller, or start the page with a larger "
+                "--max_megapixels."
             )
         try:
-            return images.decode(Path(path).read_bytes())
+            return images.decode(data, self._reading, path)
         except images.ImageError as error:
-            raise UserError(f"This image {error}.") from None
+            raise UserError(f"This image {error}. Try a JPEG or PNG.") from None
 
     def _save(self, labels: np.ndarray, palette: np.ndarray) -> Path:
         """A file of its own for each label map, by its contents."""

@@ -20,6 +20,7 @@ import signal
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -51,8 +52,11 @@ def _serve(folder: Path) -> None:
     if FLAGS.examples:
         names = finding.find_images(FLAGS.examples)[:_EXAMPLES]
         examples = [Path(FLAGS.examples).resolve() / name for name in names]
-    segmenter = load(FLAGS.model, vision=FLAGS.vision, clip=FLAGS.clip)
-    answers = Answers(segmenter, folder / "labels", FLAGS.max_megapixels * 1_000_000)
+    changes: dict[str, Any] = {"max_megapixels": FLAGS.max_megapixels}
+    if FLAGS.deep:
+        changes["deep"] = FLAGS.deep
+    segmenter = load(FLAGS.model, changes, vision=FLAGS.vision, clip=FLAGS.clip)
+    answers = Answers(segmenter, folder / "labels")
     title = (
         f"{Path(model['vision']['source']).name}, aligned with the text of "
         f"{Path(model['clip']['source']).name} by {model['images']} images."
@@ -97,4 +101,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("port", 0, "Port to listen at; 0: the first free one from 7860.", 0, 65535)
     flags.DEFINE_integer("max_megabytes", 30, "Largest file that can be uploaded.", 1)
     flags.DEFINE_integer("max_megapixels", 50, "Largest image that is looked at.", 1)
+    flags.DEFINE_string(
+        "deep", "", 'What scales more than 8 bits a channel: "file", its own values, or "type".'
+    )
     program.run(main)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fmbseg_jax import config_checks
+from fmbseg_jax.data.images import Reading
 from fmbseg_jax.errors import UserError
 
 
@@ -48,6 +49,17 @@ class Data(_Section):
     annotations: str = ""
     """Folder of label PNGs, if there are any: `NAME.png` with word indices for each image. They
     take the place of stage 1: this is how the ceiling, training on the truth, is measured."""
+    deep: str = "file"
+    """How more than 8 bits a channel become 8: "file", from an image's lowest to its highest value
+    (one range for its three channels); "type", from 0 to the largest value that the type holds,
+    which for floating point is 1."""
+    max_megapixels: int = 178
+    """Images with more million pixels are refused: a small file may claim to be one."""
+
+    @property
+    def reading(self) -> Reading:
+        """How images are read for labelling, features and training."""
+        return Reading(self.deep, self.max_megapixels, "--config.data.")
 
 
 @dataclasses.dataclass
@@ -245,6 +257,15 @@ class Eval(_Section):
     """Cosine similarity below which a pixel is background, with background = "threshold"."""
     pamr: int = 0
     """Iterations of PAMR over the similarities; 0 is none, the protocol's way. Peers take 10."""
+    deep: str = "file"
+    """As data.deep, of the images that are segmented."""
+    max_megapixels: int = 178
+    """As data.max_megapixels, of the images that are segmented."""
+
+    @property
+    def reading(self) -> Reading:
+        """How images are read for evaluating and segmenting."""
+        return Reading(self.deep, self.max_megapixels, "--config.eval.")
 
 
 @dataclasses.dataclass

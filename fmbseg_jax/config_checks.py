@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _CHOICES = {
+    "data.deep": ("file", "type"),
+    "eval.deep": ("file", "type"),
     "label.stages": ("1.1", "1.2", "both"),
     "label.combine": ("similarity", "area"),
     "label.compute": ("auto", "float32", "float16", "bfloat16"),
@@ -33,6 +35,7 @@ _SHARES = {
 
 
 _AT_MOST = {"label.short_side": 8192, "eval.short_side": 8192, "eval.pamr": 1000}
+_AT_MOST |= {"data.max_megapixels": 3600, "eval.max_megapixels": 3600}  # 60,000 x 60,000
 """Beyond, memory or time have no bound; a config may be another person's."""
 
 

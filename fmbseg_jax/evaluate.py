@@ -29,7 +29,8 @@ from fmbseg_jax import pictures, program, report, sharding, workfolder
 from fmbseg_jax.classes import of_benchmark
 from fmbseg_jax.config import Config
 from fmbseg_jax.data import label_maps
-from fmbseg_jax.data.benchmarks import Benchmark, check, open_folder, open_published
+from fmbseg_jax.data.benchmarks import Benchmark, open_folder, open_published
+from fmbseg_jax.data.completeness import check
 from fmbseg_jax.data.published import PUBLISHED
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.evaluation import Result
@@ -64,7 +65,12 @@ def show(config: Config, workdir: Path, benchmarks: Sequence[Benchmark]) -> None
     """Prints the table of these benchmarks."""
     folder = workdir / "evaluation"
     table = [row for benchmark in benchmarks for row in report.rows(folder, benchmark.name)]
-    notes = "\n".join(report.notes(config.eval, benchmarks))
+    notes = "\n".join(
+        [
+            *report.notes(config.eval, benchmarks),
+            *report.truths(folder, [one.name for one in benchmarks]),
+        ]
+    )
     print(f"\n{report.as_text(table)}\n\n{notes}\n")
     print(f"Written to {folder}: results.md, and for each benchmark NAME.json and pictures.")
 
@@ -79,11 +85,11 @@ def _open(config: Config, names: Sequence[str]) -> list[Benchmark]:
             "benchmarks, --benchmarks=voc21,ade150."
         )
     if not names:
-        return [open_folder(config.eval.folder)]
+        return [open_folder(config.eval.folder, config.eval.reading)]
     found, faults = [], []
     for name in dict.fromkeys(names):
         try:
-            found.append(open_published(name, config.eval.data))
+            found.append(open_published(name, config.eval.data, config.eval.reading))
         except UserError as error:
             faults.append(str(error))
     if faults:
@@ -126,7 +132,7 @@ def _theirs(folder: str, benchmark: Benchmark, alone: bool) -> list[Saved]:
             f"--predictions={folder} has a name that our own results have; rename the folder to "
             "what the system is called."
         )
-    paths = [label_maps.path(theirs.folder, name) for name in benchmark.names]
+    paths = [label_maps.find(theirs.folder, name) for name in benchmark.names]
     if missing := [path for path in paths if not path.exists()]:
         raise UserError(
             f"--predictions={folder} lacks {len(missing)} of {len(paths)} label maps for "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from fmbseg_jax import logs, metrics, sharding
 from fmbseg_jax.classes import Classes
 from fmbseg_jax.data import files, label_maps, pipeline
 from fmbseg_jax.data.benchmarks import Benchmark
-from fmbseg_jax.errors import UserError
+from fmbseg_jax.errors import Notice, UserError
 from fmbseg_jax.looking import Prepared
 from fmbseg_jax.segmenter import Segmenter
 from fmbseg_jax.vocabulary import IGNORE
@@ -36,6 +37,18 @@ class Result:
     by_image: dict[str, float]
     """mIoU of each image that this process has looked at, over the classes in its label map."""
     images: int
+    void: int = 0
+    """Pixels of the truth that have no class, and are not counted."""
+
+    @property
+    def absent(self) -> list[int]:
+        """Classes that no pixel of the truth has."""
+        return np.flatnonzero(self.confusion.sum(1) == 0).tolist()
+
+    @property
+    def void_share(self) -> float:
+        """Share of the truth's pixels that have no class."""
+        return self.void / (self.void + int(self.confusion.sum()))
 
     @property
     def iou(self) -> np.ndarray:
@@ -61,6 +74,8 @@ class Counts:
     """int64 [c]: indices of the confusion matrix [K, K + 1] that are not 0."""
     counts: np.ndarray
     """int64 [c]: what is there."""
+    void: int
+    """Pixels of the truth without a class."""
 
     @classmethod
     def of(cls, predicted: np.ndarray, truth: np.ndarray, num_classes: int) -> Counts:
@@ -69,7 +84,8 @@ class Counts:
             metrics.with_unlabelled(predicted, num_classes), truth, num_classes + 1
         )[:-1]
         (cells,) = np.nonzero(confusion.reshape(-1))
-        return cls(cells, confusion.reshape(-1)[cells])
+        void = int(np.count_nonzero(truth == IGNORE))
+        return cls(cells, confusion.reshape(-1)[cells], void)
 
     def confusion(self, num_classes: int) -> np.ndarray:
         """int64 [K, K + 1]."""
@@ -113,13 +129,13 @@ class Tally:
             except ValueError:
                 continue  # cut short by a kill: counted again
             cells, counts = (np.asarray(one[name], np.int64) for name in ("cells", "counts"))
-            found[one["image"]] = Counts(cells, counts)
+            found[one["image"]] = Counts(cells, counts, one["void"])
         return found
 
 
 def _line(image: str, counts: Counts) -> str:
     lists = {"cells": counts.cells.tolist(), "counts": counts.counts.tolist()}
-    return json.dumps({"image": image, **lists})
+    return json.dumps({"image": image, "void": counts.void, **lists})
 
 
 def segment(
@@ -133,13 +149,18 @@ def segment(
     Returns:
       The result, and with `eval.pamr` a second one, of the refined label maps.
     """
-    made_by = repr((segmenter.fingerprint, classes, benchmark.fingerprint))
+    # "void": tallies of before had no such number.
+    made_by = repr(("void", segmenter.fingerprint, classes, benchmark.fingerprint))
     kinds = [title, f"{title}_pamr"] if segmenter.refines else [title]
     tallies = [Tally(folder, kind, made_by) for kind in kinds]
     ours = _share(benchmark)
     todo = [name for name in ours if any(name not in tally.found for tally in tallies)]
 
     def count() -> None:
+        deep = [name for name in todo if benchmark.is_deep(name)]
+        if deep:  # of several systems once
+            told = benchmark.reading.of_deep(len(deep), deep[0])
+            warnings.warn(told, Notice, stacklevel=1)
         prepared = _read(segmenter, benchmark, todo)
         described = f"{benchmark.name}: {title}"
         with logs.progress(len(ours), described, len(ours) - len(todo)) as bar:
@@ -166,7 +187,7 @@ def _read(
 
     def one(i: int) -> tuple[tuple[str, np.ndarray], Prepared]:
         image, truth = benchmark.image(names[i]), benchmark.labels(names[i])
-        _check_size(benchmark.files[names[i]][1], truth, image.shape[:2])
+        _check_size(benchmark.files[names[i]][1], truth, image.shape[:2], names[i])
         return (names[i], truth), segmenter.prepare(image)
 
     yield from pipeline.in_order(len(names), one, _THREADS)
@@ -176,6 +197,7 @@ def _sum(found: dict[str, Counts], names: Sequence[str], benchmark: Benchmark) -
     """Over the images of all processes, those of this one being `names`."""
     classes = len(benchmark.words)
     confusion, by_image = np.zeros((classes, classes + 1), np.int64), {}
+    void = np.array([sum(found[name].void for name in names)], np.int64)
     for name in names:
         counts = found[name].confusion(classes)
         confusion += counts
@@ -184,7 +206,8 @@ def _sum(found: dict[str, Counts], names: Sequence[str], benchmark: Benchmark) -
     confusion = sharding.sum_of_all(confusion)
     if not confusion.any():
         raise UserError(f"No pixel of {benchmark.root}'s label maps has a class.")
-    return Result(confusion, by_image, len(benchmark.names))
+    (void,) = sharding.sum_of_all(void)
+    return Result(confusion, by_image, len(benchmark.names), int(void))
 
 
 def score_folder(benchmark: Benchmark, folder: Path) -> Result:
@@ -200,7 +223,7 @@ def score_folder(benchmark: Benchmark, folder: Path) -> Result:
 
     def one(i: int) -> Counts:
         truth, predicted = benchmark.labels(names[i]), read_prediction(folder, names[i], classes)
-        _check_size(label_maps.path(folder, names[i]), predicted, truth.shape)
+        _check_size(label_maps.find(folder, names[i]), predicted, truth.shape, names[i])
         if benchmark.has_background:
             predicted = np.where(predicted == IGNORE, np.uint16(0), predicted)
         return Counts.of(predicted, truth, classes)
@@ -213,14 +236,14 @@ def score_folder(benchmark: Benchmark, folder: Path) -> Result:
     return _sum(found, names, benchmark)
 
 
-def _check_size(path: Path, labels: np.ndarray, size: tuple[int, ...]) -> None:
-    if labels.shape != size:
-        raise UserError(f"{path} is {labels.shape}, the image {size} (rows, columns).")
+def _check_size(path: Path, labels: np.ndarray, size: tuple[int, ...], name: str) -> None:
+    if fault := label_maps.size_fault(labels, size, name):
+        raise UserError(f"{path} {fault}")
 
 
 def read_prediction(folder: Path, name: str, num_classes: int) -> np.ndarray:
     """The label map of the image `name`, uint16 [H, W]."""
-    path = label_maps.path(folder, name)
+    path = label_maps.find(folder, name)
     if not path.exists():
         raise UserError(
             f"No label map {path}. Each image of the benchmark needs one; where a run makes them, "

@@ -38,6 +38,7 @@ def write_features(config: Config, workdir: epath.Path) -> None:
     """Runs the stage: WORKDIR/pseudo_labels → WORKDIR/features."""
     source = workdir / "pseudo_labels"
     metadata = example.read_metadata(source)
+    example.check_deep(metadata, config.data.deep)
     inputs = find_shards(source)
     folder = workdir / "features"
     before = workfolder.recorded(_record(folder, 0)).get("vision", "")
@@ -46,6 +47,7 @@ def write_features(config: Config, workdir: epath.Path) -> None:
     options = config.features
     made_by = {
         "vision": vision["hash"],
+        "deep": config.data.deep,
         **{name: getattr(options, name) for name in ("size", "compute", "dtype")},
     }
     shards = [_Shard(folder, i, len(inputs), path, made_by) for i, path in enumerate(inputs)]
@@ -67,6 +69,8 @@ def write_features(config: Config, workdir: epath.Path) -> None:
                         bar.update()
         print(frozen.speed())
     sharding.wait_for_all("features")
+    if told := config.data.reading.of_deep(*metadata.get("deep", (0, ""))):
+        print(told)
     if jax.process_index() == 0:
         _finish(config, folder, [shard.path for shard in shards], vision, metadata)
 
@@ -93,7 +97,8 @@ class _Shard:
 
     @property
     def done(self) -> bool:
-        return self.path.exists() and workfolder.recorded(self._record) == self._facts
+        made = {"deep": "file"} | workfolder.recorded(self._record)  # older ones lack "deep"
+        return self.path.exists() and made == self._facts
 
     def writer(self) -> ShardWriter:
         """What it is made from is on disk before it gets its name; so the old one goes first."""
@@ -137,7 +142,7 @@ class _Frozen:
     """
 
     def __init__(self, config: Config, num_words: int):
-        options, self._words = config.features, num_words
+        options, self._words, self._reading = config.features, num_words, config.data.reading
         self._encoder = PatchEncoder(config.models.vision, options.size, options.compute)
         self._mesh = sharding.local_mesh()
         self._params = sharding.replicate(self._mesh, self._encoder.params)
@@ -151,7 +156,7 @@ class _Frozen:
 
         def read(i: int) -> tuple[str, pipeline.Example]:
             record = example.decode_pseudo_label(labelled[i])
-            return record.filename, self._encoder.prepare(record, self._words)
+            return record.filename, self._encoder.prepare(record, self._words, self._reading)
 
         self._start = time.monotonic()
         prepared = iter(pipeline.in_order(len(labelled), read, self._threads))
@@ -207,7 +212,7 @@ def main() -> None:
     config, workdir = CONFIG.value, epath.Path(WORKDIR.value)
     example.read_metadata(workdir / "pseudo_labels")  # a mistyped folder is not made
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with several hosts JAX takes it for itself
-    used = "models.vision", "features"
+    used = "data.deep", "models.vision", "features"
     with sharding.hold(workdir / "features"):
         sharding.by_the_first(
             lambda: workfolder.claim(workdir, config, used, "features/*.tfrecord-*")

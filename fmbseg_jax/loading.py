@@ -64,7 +64,8 @@ def _protocol(leaves: dict[str, Any], changes: Mapping[str, Any]) -> config_lib.
     """The config's eval section, with changes; what it lacks of this version has its default."""
     ours, config = config_lib.flatten(config_lib.Eval()), config_lib.Config()
     for name, usual in ours.items():
-        value = leaves.get(f"eval.{name}", usual)
+        # How large an image this machine can hold is not for an export to say.
+        value = usual if name == "max_megapixels" else leaves.get(f"eval.{name}", usual)
         setattr(config.eval, name, _typed(name, value, usual))
     config.eval.antialias = True
     if "{}" not in config.eval.template and "template" not in changes:

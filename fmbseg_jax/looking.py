@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
 from collections.abc import Iterable, Iterator
@@ -75,6 +76,7 @@ class Looker:
         self._dense, self._eval = dense, protocol
         self._encode: Any = jax.jit(dense.apply)
         self._placed, self._lock = _Placed(dense.params), threading.Lock()
+        self.reading = dataclasses.replace(protocol.reading, prefix="eval.")
 
     @property
     def compiled(self) -> int:
@@ -83,7 +85,7 @@ class Looker:
 
     def prepare(self, given: ImageLike) -> Prepared:
         """Resizes an image and lays out its windows."""
-        image = accept.image(given)
+        image = accept.image(given, self.reading)
         protocol, (height, width) = self._eval, image.shape[:2]
         resize = images.resize if protocol.antialias else images.resize_plain
         resized = resize(image, images.resized_shape(height, width, protocol.short_side))

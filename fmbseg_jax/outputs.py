@@ -23,9 +23,9 @@ from PIL import Image
 
 from fmbseg_jax import colours, figures
 from fmbseg_jax.data import coco_writer, files, images, label_maps
-from fmbseg_jax.vocabulary import IGNORE, synonyms
+from fmbseg_jax.data.images import USUAL, Reading
+from fmbseg_jax.vocabulary import IGNORE, synonyms, unlike
 
-BACKGROUND = "background"
 _SHEET, _TILE = 12, 240  # images in the contact sheet; side of each, in pixels
 _CLOCK = 2.0  # seconds: what the coarsest file systems tell apart
 
@@ -41,6 +41,8 @@ class Outputs:
     pngs: Mapping[str, str]
     """By name of the image, the name of its label map, as `finding.png_names` has them."""
     with_scores: bool
+    reading: Reading = USUAL
+    """How image files are read."""
 
     def files(self, name: str) -> list[Path]:
         """What is written for an image; all of it there, the image is done."""
@@ -77,7 +79,9 @@ class Outputs:
         """
         overlay, palette = io.BytesIO(), colours.palette(len(self.words))
         painted = figures.overlay(image, labels, len(self.words))
-        picture = Image.fromarray(figures.with_legend(painted, labels, self._titles, BACKGROUND))
+        picture = Image.fromarray(
+            figures.with_legend(painted, labels, self._titles, self.background)
+        )
         picture.save(overlay, "JPEG", quality=90)
         contents = [
             label_maps.encode_coloured(labels, palette, colours.UNLABELLED), overlay.getvalue()
@@ -115,8 +119,13 @@ class Outputs:
         coco_writer.write(self.out / "coco.json", self._titles, counted(), made_by)
         evenly = np.linspace(0, len(names) - 1, min(_SHEET, len(names))).round().astype(int)
         self._write_sheet([names[i] for i in evenly])
-        titles = {IGNORE: BACKGROUND, **dict(enumerate(self._titles))}
+        titles = {IGNORE: self.background, **dict(enumerate(self._titles))}
         return {titles[i]: count / counts.total() for i, count in counts.most_common()}
+
+    @property
+    def background(self) -> str:
+        """What pixels without a word are called in pictures and in the summary."""
+        return unlike("background", self.words)
 
     @property
     def _titles(self) -> list[str]:
@@ -130,7 +139,7 @@ class Outputs:
     def _write_sheet(self, names: Sequence[str]) -> None:
         examples, present = [], set()
         for name, labels in self._maps(names):
-            image = images.decode((self.images / name).read_bytes())
+            image = images.decode((self.images / name).read_bytes(), self.reading, name)
             pair = image, figures.overlay(image, labels, len(self.words))
             examples.append([figures.fit(one, _TILE) for one in pair])  # large ones are not kept
             present |= set(np.unique(labels).tolist())
@@ -142,6 +151,6 @@ class Outputs:
             tile=_TILE,
             captions=names,
             present=sorted(present - {IGNORE}),
-            ignored=BACKGROUND if IGNORE in present else "",
+            ignored=self.background if IGNORE in present else "",
         )
         files.write_atomically(self.out / "contact_sheet.png", figures.png(sheet))

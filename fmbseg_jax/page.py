@@ -14,6 +14,7 @@ from fmbseg_jax.answers import Answers
 from fmbseg_jax.colours import UNLABELLED
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.figures import percent
+from fmbseg_jax.vocabulary import unlike
 
 _AT_ONCE = 8  # people whose questions are answered at once; they meet at the accelerator only
 _KEPT = 3600  # seconds for which uploads and results stay on disk
@@ -24,7 +25,7 @@ CSS = """
 #image img, #result img, #similarity img { width: 100%; height: 100%; object-fit: contain }
 footer { display: none !important }
 """
-_BACKGROUND = "(background)"
+_BACKGROUND = ";"  # stands for it among the words, of which none can be called so
 
 
 def build(
@@ -83,7 +84,7 @@ def build(
         inputs = [upload, typed, opacity, threshold]
         outputs = [result, legend, download, similarity]
         together: dict[str, Any] = {"concurrency_limit": _AT_ONCE, "concurrency_id": "answers"}
-        show = _messages(lambda *given: _show(answers, *given))
+        show = _messages(functools.partial(_show, answers, with_note=True))
         for event in (button.click, typed.submit):
             event(show, inputs, outputs, api_name="segment", **together)
         again = _messages(lambda path, *given: _show(answers, path, *given) if path else _nothing())
@@ -110,15 +111,23 @@ def _hidden() -> gr.Image:
 
 
 def _show(
-    answers: Answers, path: str | None, words: str | None, opacity: float, threshold: float
+    answers: Answers,
+    path: str | None,
+    words: str | None,
+    opacity: float,
+    threshold: float,
+    with_note: bool = False,
 ) -> tuple[np.ndarray, Any, Any, Any]:
     """Values of the picture, the legend, the label map to download, and no similarity."""
     found = answers.segment(path, words or "", opacity, threshold)
+    if with_note and found.note:  # not each time that a slider moves
+        gr.Info(found.note)
     named: list[tuple[str, str | float | None]] = [
         (f"{word} {percent(share)}", word) for word, share in found.shares.items()
     ]
     if found.background:
-        named.append((f"background {percent(found.background)}", _BACKGROUND))
+        name = unlike("background", list(found.shares))
+        named.append((f"{name} {percent(found.background)}", _BACKGROUND))
     grey = {_BACKGROUND: "#" + bytes(UNLABELLED).hex()}
     return (
         found.picture,

@@ -38,12 +38,15 @@ class PatchEncoder:
             )
         self.side = size // patch
 
-    def prepare(self, labelled: PseudoLabel, num_words: int) -> dict[str, np.ndarray]:
+    def prepare(
+        self, labelled: PseudoLabel, num_words: int, reading: images.Reading
+    ) -> dict[str, np.ndarray]:
         """pixels uint8 [size, size, 3] and labels int32 [n], row by row, of one image."""
         square = (self.size, self.size)
         labels = images.resize_labels(labelled.labels, square)
+        image = images.decode_named(labelled.image, reading, labelled.filename)
         return {
-            "pixels": images.resize(images.decode(labelled.image), square),
+            "pixels": images.resize(image, square),
             "labels": patch_labels(labels, (self.side, self.side), num_words).reshape(-1),
         }
 

@@ -14,7 +14,7 @@ from fmbseg_jax.data.benchmarks import Benchmark
 from fmbseg_jax.evaluation import Result
 from fmbseg_jax.report import TITLES
 from fmbseg_jax.systems import System
-from fmbseg_jax.vocabulary import IGNORE
+from fmbseg_jax.vocabulary import IGNORE, unlike
 
 _EVENLY, _EXTREME = 10, 3  # images at even distances; of the best and of the worst
 _MOST_CLASSES = 200  # in the picture of the confusion matrix
@@ -113,5 +113,5 @@ def _sheet(
         captions=list(captions.values()),
         tile=160,
         present=[int(i) for i in present if i != IGNORE],
-        ignored="no word" if IGNORE in present else "",
+        ignored=unlike("no word", benchmark.words) if IGNORE in present else "",
     )

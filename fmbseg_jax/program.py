@@ -15,6 +15,7 @@ import errno
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ from ml_collections import config_flags
 
 from fmbseg_jax import config as config_lib
 from fmbseg_jax import config_files, extras
-from fmbseg_jax.errors import UserError
+from fmbseg_jax.errors import Notice, UserError
 
 
 def define_config(workdir_required: bool = True) -> tuple[flags.FlagHolder, flags.FlagHolder]:
@@ -76,6 +77,7 @@ def run(main: Callable[[], None]) -> None:
             logging.set_verbosity(logging.WARNING)  # Orbax and tfds tell much at INFO
         main()
 
+    _show_notices_plainly()
     for flag in flags.FLAGS.get_flags_for_module(__name__):  # --help shows the program's own
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
@@ -96,6 +98,18 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("\nInterrupted. Run the same command to continue.", file=sys.stderr)
         sys.exit(130)
+
+
+def _show_notices_plainly() -> None:
+    """Has Python show a notice as a line of its own, without the place in the code."""
+    usual = warnings.formatwarning
+
+    def plainly(message: Any, category: type[Warning], *place: Any, **line: Any) -> str:
+        if issubclass(category, Notice):
+            return f"\n{message}\n"  # a progress bar may stand in this line
+        return usual(message, category, *place, **line)
+
+    warnings.formatwarning = plainly
 
 
 _ADVICE = {

@@ -16,7 +16,8 @@ import numpy as np
 import fmbseg_jax
 from fmbseg_jax.classes import background_rule, of_benchmark
 from fmbseg_jax.config import Config, Eval, flatten
-from fmbseg_jax.data.benchmarks import Benchmark, Check
+from fmbseg_jax.data.benchmarks import Benchmark
+from fmbseg_jax.data.completeness import Check, lacking
 from fmbseg_jax.data.files import write_atomically
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.evaluation import Result
@@ -74,7 +75,7 @@ def background(protocol: Eval, benchmark: Benchmark) -> str:
 
 def rows(folder: Path, name: str) -> list[list[str]]:
     """What NAME.json says, as cells of the table."""
-    facts, table = json.loads((folder / f"{name}.json").read_text()), []
+    facts, table = _read(folder, name), list[list[str]]()
     paper, systems = facts["paper"], facts["systems"]
     for system, found in systems.items():
         if system.endswith(_PAMR):
@@ -94,6 +95,22 @@ def rows(folder: Path, name: str) -> list[list[str]]:
             ]
         )
     return table
+
+
+def truth(result: Result, benchmark: Benchmark) -> dict[str, Any]:
+    """What the label maps lack: the share of pixels without a class, and classes without one."""
+    absent = [benchmark.words[i] for i in result.absent]
+    return {"void": result.void_share, "absent": absent}
+
+
+def truths(folder: Path, names: Sequence[str]) -> list[str]:
+    """What the label maps of these sets lack, a sentence each, by their NAME.json."""
+    facts = {name: _read(folder, name) for name in names}
+    return [lacking(name, **one["truth"]) for name, one in facts.items() if "truth" in one]
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / f"{name}.json").read_text())
 
 
 _PAMR = " + PAMR"
@@ -131,11 +148,8 @@ def write_markdown(folder: Path) -> None:
     """results.md: a table of all that was evaluated into this folder, and how."""
     names = sorted(path.stem for path in folder.glob("*.json"))
     table = [row for name in names for row in rows(folder, name)]
-    notes = dict.fromkeys(
-        line
-        for name in names
-        for line in json.loads((folder / f"{name}.json").read_text())["protocol"]
-    )
+    notes = dict.fromkeys(line for name in names for line in _read(folder, name)["protocol"])
+    notes |= dict.fromkeys(truths(folder, names))
     text = as_markdown(table) + "\n\n" + "\n\n".join(notes) + "\n"
     write_atomically(folder / "results.md", text.encode())
 
@@ -172,6 +186,7 @@ def write_json(
     facts = {
         "benchmark": benchmark.name,
         "paper": benchmark.published.paper if benchmark.published else None,
+        "truth": truth(next(iter(results.values()))[0], benchmark),
         "systems": _in_order((old["systems"] if kept else {}) | found),
         "whole": not benchmark.published or benchmark.published.count == len(benchmark.names),
         **same,
@@ -244,6 +259,8 @@ def print_checks(checks: Sequence[Check]) -> None:
     for line in lines:
         first, *rest = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
         print("  ".join([first.strip().ljust(widths[0]), *rest]))
+    for one in checks:
+        print(lacking(one.name, one.ignored, one.absent))
     wrong = [one.name for one in checks if one.expected not in (0, one.images)]
     if wrong:
         raise UserError(

@@ -17,6 +17,8 @@ Run again to continue.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,7 +37,7 @@ from fmbseg_jax.errors import UserError
 from fmbseg_jax.figures import percent
 from fmbseg_jax.loading import load
 from fmbseg_jax.looking import Prepared
-from fmbseg_jax.outputs import BACKGROUND, Outputs
+from fmbseg_jax.outputs import Outputs
 from fmbseg_jax.segmenter import Segmented, Segmenter
 
 _THREADS = 8  # images read, and results written, at once
@@ -61,14 +63,18 @@ def segment_images(
     """
     todo = [name for name in found.names if not outputs.done(name)]
     skipped: dict[str, str] = {}
-    room = Room(_PIXELS)
+    deep: list[str] = []
+    reading, room = outputs.reading, Room(_PIXELS)
 
     def read(i: int) -> _Read | UserError:
         path = found.folder / todo[i]
         try:
             changed, data = path.stat().st_mtime, path.read_bytes()
-            with room.take(images.count_pixels(data)):
-                return _Read(todo[i], changed, segmenter.prepare(images.decode(data)))
+            with room.take(math.prod(images.size(data, todo[i]))):
+                image = images.decode(data, reading, todo[i])
+                if images.is_deep(data, todo[i]):
+                    deep.append(todo[i])
+                return _Read(todo[i], changed, segmenter.prepare(image))
         except images.ImageError as error:
             reason = str(error)
         except OSError as error:
@@ -89,7 +95,7 @@ def segment_images(
         name, changed, prepared = one.key
         scores = None
         with room.take(one.labels.size):
-            image = images.decode((found.folder / name).read_bytes())
+            image = images.decode((found.folder / name).read_bytes(), reading, name)
             if outputs.with_scores:
                 scores = by_pixel(prepared.layout, one.compared, classes, np.float16)
             outputs.write(name, changed, image, one.final, scores)
@@ -102,10 +108,12 @@ def segment_images(
     ):
         for one in segmenter.label_maps(readable(), classes):
             writers.submit(write, one)
+    if deep:
+        print(reading.of_deep(len(deep), min(deep)))
     return skipped
 
 
-def _told(shares: Mapping[str, float], classes: Classes) -> str:
+def _told(shares: Mapping[str, float], classes: Classes, background: str) -> str:
     """The words by their share of all pixels, and what is strange about it."""
     told = ", ".join(f"{word} {percent(share)}" for word, share in shares.items())
     if len(classes.words) == 1 and classes.threshold is None:
@@ -113,7 +121,7 @@ def _told(shares: Mapping[str, float], classes: Classes) -> str:
             "\nOne word alone has every pixel: give --background=WORDS for what else there is, or "
             "--threshold=SIMILARITY."
         )
-    if shares.get(BACKGROUND, 0) > 0.95:
+    if shares.get(background, 0) > 0.95:
         told += (
             "\nNearly everything is background: give a lower --threshold, or fewer background "
             "words; --scores writes the similarities."
@@ -149,9 +157,12 @@ def _background() -> Background:
     return FLAGS.threshold
 
 
+_PROTOCOL = "batch_size", "compute", "pamr", "short_side", "deep", "max_megapixels"
+
+
 def _changes() -> Mapping[str, Any]:
     """Fields of the protocol that flags set."""
-    given = {name: FLAGS[name].value for name in ("batch_size", "compute", "pamr", "short_side")}
+    given = {name: FLAGS[name].value for name in _PROTOCOL}
     return {name: value for name, value in given.items() if value}
 
 
@@ -160,10 +171,10 @@ def main() -> None:
     words, out = vocabulary.parse_words(FLAGS.words), workfolder.local(FLAGS.out, "--out")
     classes = Classes.of(words, _background())
     found = find(str(workfolder.local(FLAGS.images, "--images")), out)  # before the model is loaded
-    outputs = Outputs(
-        out, found.folder, words, finding.png_names(found.names, whole=True), FLAGS.scores
-    )
+    pngs = finding.png_names(found.names, whole=True)
     segmenter = load(FLAGS.model, _changes(), vision=FLAGS.vision, clip=FLAGS.clip)
+    reading = dataclasses.replace(segmenter.reading, prefix="--")
+    outputs = Outputs(out, found.folder, words, pngs, FLAGS.scores, reading)
     with workfolder.hold(out):
         _claim(outputs, segmenter, classes)
         skipped = segment_images(segmenter, found, classes, outputs, strict=FLAGS.strict)
@@ -174,7 +185,7 @@ def main() -> None:
         print("Writing coco.json and the contact sheet ...", flush=True)
         names = [name for name in found.names if name not in skipped]
         shares = outputs.finish(names, skipped, f"Segmented by {FLAGS.model} (FMbSeg)")
-    print(_told(shares, classes))
+    print(_told(shares, classes, outputs.background))
     print(f"Label maps, overlays, coco.json and contact_sheet.png are in {out}; ", end="")
     print(f"skipped: {len(skipped)}" + (", listed in skipped.tsv." if skipped else "."))
 
@@ -196,5 +207,9 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "short_side", 0, "Short side that images are resized to, in pixels; 0: training's."
     )
+    flags.DEFINE_string(
+        "deep", "", 'What scales more than 8 bits a channel: "file", its own values, or "type".'
+    )
+    flags.DEFINE_integer("max_megapixels", 0, "Largest image that is looked at; 0: 178.", 0)
     flags.DEFINE_bool("strict", False, "Stop at the first image that cannot be read.")
     program.run(main)

@@ -17,6 +17,7 @@ from fmbseg_jax import config as config_lib
 from fmbseg_jax.classes import Background, Classes, Words
 from fmbseg_jax.data import accept
 from fmbseg_jax.data.accept import ImageLike
+from fmbseg_jax.data.images import Reading
 from fmbseg_jax.dense import Dense
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.looking import Looker, Prepared
@@ -100,6 +101,11 @@ class Segmenter:
         self._text_of: Any = functools.lru_cache(16)(self._text_on)
 
     @property
+    def reading(self) -> Reading:
+        """How image files are read."""
+        return self._looker.reading
+
+    @property
     def refines(self) -> bool:
         """Whether label maps are also refined by PAMR."""
         return self._eval.pamr > 0
@@ -112,7 +118,7 @@ class Segmenter:
     @property
     def protocol(self) -> dict[str, Any]:
         """Beside the weights, what label maps depend on: fields of `Eval`, and the templates."""
-        elsewhere = {"batch_size", "folder", "data", "template"}
+        elsewhere = {"batch_size", "folder", "data", "template", "max_megapixels"}
         fields = {k: v for k, v in vars(self._eval).items() if k not in elsewhere}
         return {**fields, "templates": list(self._templates)}
 
@@ -176,7 +182,7 @@ class Segmenter:
         Of a class with synonyms, that of the best.
         """
         classes = Classes.of(words)
-        looked = self._looker.look(accept.image(image))
+        looked = self._looker.look(accept.image(image, self.reading))
         compared = self._compare(looked.encoded, classes)
         return comparing.by_pixel(looked.prepared.layout, compared, classes)
 
@@ -184,7 +190,7 @@ class Segmenter:
         self, image: ImageLike, classes: Classes, *, with_scores: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Labels int32 [H, W] of one image, refined where results are, and their scores."""
-        one, encoded = self._looker.look(accept.image(image))
+        one, encoded = self._looker.look(accept.image(image, self.reading))
         with_best = with_scores or classes.threshold is not None
         compared = self._compare(encoded, classes)
         found = self._refined(one, compared, with_best)

@@ -162,7 +162,7 @@ def main() -> None:
     read_metadata(workdir / ("pseudo_labels" if online else "features"))  # no folder is made yet
     used: tuple[str, ...] = ("seed", "models.clip", "train")
     if online:
-        used += ("models.vision", "features.size", "features.compute")
+        used += ("data.deep", "models.vision", "features.size", "features.compute")
     with sharding.hold(workdir / "checkpoints"):
         sharding.by_the_first(lambda: workfolder.claim(workdir, config, used, CHECKPOINTS))
         train(config, workdir)

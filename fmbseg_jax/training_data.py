@@ -9,6 +9,7 @@ from typing import Any
 
 from fmbseg_jax.config import Config, flatten
 from fmbseg_jax.data.example import (
+    check_deep,
     decode_patch_features,
     decode_pseudo_label,
     kept_as,
@@ -61,14 +62,18 @@ def open_cached(workdir: Path) -> TrainingData:
 def open_online(config: Config, workdir: Path) -> TrainingData:
     """WORKDIR/pseudo_labels: the encoder runs in the training step."""
     records, made = _open(workdir / "pseudo_labels")
+    check_deep(made, config.data.deep)
+    if told := config.data.reading.of_deep(*made.get("deep", (0, ""))):
+        print(told)
     options, source = config.features, config.models.vision
     encoder = PatchEncoder(source, options.size, options.compute)
 
     def read(i: int) -> Example:
-        prepared = encoder.prepare(decode_pseudo_label(records[i]), len(made["words"]))
+        record = decode_pseudo_label(records[i])
+        prepared = encoder.prepare(record, len(made["words"]), config.data.reading)
         return {**prepared, "labels": prepared["labels"].astype("int32")}
 
-    used = "features.size", "features.compute"
+    used = "data.deep", "features.size", "features.compute"
     ours = {name: value for name, value in flatten(config).items() if name in used}
     vision = {"source": source, "hash": identity.content_hash(source)}
     metadata = {
@@ -78,6 +83,7 @@ def open_online(config: Config, workdir: Path) -> TrainingData:
     }
     width = encoder.module.spec.transformer.width
     digest = f"{records.digest} {vision['hash']}"
+    digest += " by type" if config.data.deep == "type" else ""
     return TrainingData(len(records), read, width, digest, metadata, encoder)
 
 

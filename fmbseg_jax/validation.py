@@ -38,15 +38,16 @@ class Labelled(Protocol):
 class PseudoLabels:
     """WORKDIR/pseudo_labels as `Labelled`; a name is a record's number."""
 
-    def __init__(self, workdir: Path):
-        folder = workdir / "pseudo_labels"
+    def __init__(self, workdir: Path, reading: images.Reading):
+        folder, self._reading = workdir / "pseudo_labels", reading
         self.words: Sequence[str] = read_metadata(folder)["words"]
         self._records = RecordSource(find_shards(folder))
         self.names: Sequence[str] = [str(i) for i in range(len(self._records))]
 
     def image(self, name: str) -> np.ndarray:
         """uint8 [H, W, 3]."""
-        return images.decode(decode_pseudo_label(self._records[int(name)]).image)
+        record = decode_pseudo_label(self._records[int(name)])
+        return images.decode_named(record.image, self._reading, record.filename)
 
     def labels(self, name: str) -> np.ndarray:
         """uint16 [H, W], word index or IGNORE."""
@@ -59,7 +60,7 @@ class Validation:
     def __init__(self, config: Config, model: dict[str, Any]):
         """Opens `train.validate_on`; `model` is what the export's model.json will hold."""
         root = Path(config.train.validate_on)
-        self._set = _open(root)
+        self._set = _open(root, config.eval.reading)
         count = min(config.train.validate_images, len(self._set.names))
         evenly = np.linspace(0, len(self._set.names) - 1, count).round().astype(int)
         self._names = [self._set.names[i] for i in evenly]
@@ -77,11 +78,11 @@ class Validation:
         return metrics.mean_iou(confusion)
 
 
-def _open(root: Path) -> Labelled:
+def _open(root: Path, reading: images.Reading) -> Labelled:
     if (root / "pseudo_labels").is_dir():
-        return PseudoLabels(root)
+        return PseudoLabels(root, reading)
     try:
-        return open_folder(root)
+        return open_folder(root, reading)
     except UserError as error:
         raise UserError(
             f"train.validate_on={root} is neither a work folder with pseudo_labels/ nor an "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
+import warnings
 from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
-from fmbseg_jax.errors import UserError
+from fmbseg_jax.errors import Notice, UserError
 
 IGNORE = 65535
 """Label of a pixel or patch that has no word; 16-bit label maps hold up to 65,535 words."""
@@ -28,7 +30,11 @@ def check_words(words: Iterable[str], source: str = "the word list") -> tuple[st
         raise UserError(
             f"Words are strings; got {strange[0]!r}, of type {type(strange[0]).__name__}."
         )
-    cleaned = tuple(re.sub(r"\s+", " ", word).strip() for word in words)
+    cleaned = tuple(
+        # Accents as letters of their own, as macOS stores them, would make it another word.
+        re.sub(r"\s+", " ", unicodedata.normalize("NFC", word)).strip()
+        for word in words
+    )
     faults = [f"word {i + 1} is empty" for i, word in enumerate(cleaned) if not synonyms(word)]
     first: dict[str, int] = {}
     for i, word in enumerate(cleaned):
@@ -71,7 +77,27 @@ def read_words(path: str | Path) -> tuple[str, ...]:
         raise UserError(
             f"{path} is not UTF-8 text ({error}). Save the word list as UTF-8."
         ) from None
-    return check_words(text.rstrip().splitlines(), str(path))
+    lines = text.rstrip().splitlines()
+    if doubtful := _doubtful(lines):
+        warnings.warn(f"{path}: {doubtful}", Notice, stacklevel=1)
+    return check_words(lines, str(path))
+
+
+def _doubtful(lines: Sequence[str]) -> str:
+    """What a word list may have been meant to say otherwise than it is read; "" for nothing."""
+    told = []
+    for sign, advice in (
+        (",", "Give each its own line, or write `;` between names of one class"),
+        ("#", "There are no comments: remove the line, if it is one"),
+    ):
+        numbers = [i for i, line in enumerate(lines) if sign in line]
+        if numbers:
+            more = f", as are {len(numbers) - 1} more with {sign!r}" * (len(numbers) > 1)
+            told.append(
+                f"line {numbers[0] + 1} is read as one word, {lines[numbers[0]].strip()!r}{more}. "
+                f"{advice}."
+            )
+    return " ".join(told)
 
 
 def parse_words(argument: str) -> tuple[str, ...]:
@@ -93,6 +119,14 @@ def read_templates(argument: str) -> tuple[str, ...]:
 def synonyms(word: str) -> tuple[str, ...]:
     """The names of a class: `sofa;couch` has two, most words one."""
     return tuple(name.strip() for name in word.split(";") if name.strip())
+
+
+def unlike(name: str, words: Sequence[str]) -> str:
+    """What pixels without a word are called: `name`, or another where a word is called that."""
+    taken = {known.lower() for word in words for known in (word, *synonyms(word))}
+    while name.lower() in taken:
+        name += " (no word)"
+    return name
 
 
 def prompts(words: Sequence[str], template: str = TEMPLATE) -> list[str]:

@@ -29,6 +29,7 @@ _FREE = {
     "label.device", "label.sam.points_per_batch", "features.batch_size", "features.threads",
     "train.log_every", "train.checkpoint_every", "train.images_per_pass", "train.keep",
     "train.export", "train.validate_on", "train.validate_every", "train.validate_images",
+    "data.max_megapixels",
 }  # fmt: skip
 
 

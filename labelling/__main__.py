@@ -73,7 +73,7 @@ def main() -> None:
     label_images(config.validate())
 
 
-_USED = "models.clip", "models.sam", "label"
+_USED = "data.deep", "models.clip", "models.sam", "label"
 
 
 def label_images(config: Config) -> None:
@@ -82,7 +82,7 @@ def label_images(config: Config) -> None:
     names = finding.find_images(config.data.images)
     given = read_image_labels(config.data.image_labels, words, names)
     folder = epath.Path(WORKDIR.value) / "pseudo_labels"
-    readable = functools.partial(can_read, config.data.images)
+    readable = functools.partial(can_read, config.data.images, config.data.reading)
     with workfolder.hold(folder):
         dataset = Dataset(folder, names, config.label.images_per_shard, readable)
         missing = dataset.missing()
@@ -140,6 +140,7 @@ def predict(config: Config) -> None:
             classes,
             out,
             lambda: models.load(config, classes.words, out / "models.json", device),
+            reading=config.data.reading,
             unlabelled=unlabelled,
             strict=STRICT.value,
         )
@@ -211,6 +212,10 @@ def _devices(config: Config) -> list[str]:
 def print_summary(config: Config, dataset: Dataset, words: Sequence[str]) -> None:
     """What is in the dataset, over all runs."""
     counts = dataset.counts()
+    annotated = bool(config.data.annotations)
+    void = ""
+    if annotated:
+        void = f"; the other {1 - counts.coverage:.1%} are void: not labelled"
     wordless = f"; none in {counts.wordless} images" if counts.wordless else ""
     if wordless and not config.data.annotations and not config.data.image_labels:
         wordless += f" (no word has {config.label.min_crops} crops for it): their maps are empty"
@@ -218,10 +223,12 @@ def print_summary(config: Config, dataset: Dataset, words: Sequence[str]) -> Non
         f"\npseudo labels in {dataset.folder}\n"
         f"  images    {counts.images}: {counts.records} labelled, {len(counts.skipped)} skipped\n"
         f"  words     {counts.words / counts.records:.1f} in each image{wordless}\n"
-        f"{_by_word(counts.images_by_word(words))}"
-        f"  coverage  {counts.coverage:.1%} of the pixels\n"
+        f"{_by_word(counts.images_by_word(words), annotated)}"
+        f"  coverage  {counts.coverage:.1%} of the pixels{void}\n"
         f"  shards    {dataset.num_shards}, {counts.bytes / 1e6:,.1f} MB"
     )
+    if told := config.data.reading.of_deep(counts.deep, counts.deep_example):
+        print(told)
     if counts.skipped:
         print(f"skipped (all in {dataset.folder / 'skipped.tsv'}):\n{counts.reasons()}")
         print("Once they are mended, the same command labels them.")
@@ -230,12 +237,12 @@ def print_summary(config: Config, dataset: Dataset, words: Sequence[str]) -> Non
 _MOST = 15  # words that are told
 
 
-def _by_word(counts: Mapping[str, int]) -> str:
+def _by_word(counts: Mapping[str, int], annotated: bool) -> str:
     """In how many images the words were found; those never found may want another name."""
     found = [f"{word} {count}" for word, count in counts.items() if count]
     never = [word for word, count in counts.items() if not count]
     lines = ""
-    for title, words in (("found in", found), ("never", never)):
+    for title, words in (("found in", found), ("no pixel" if annotated else "never", never)):
         more = f", and {len(words) - _MOST} more (metadata.json)" * (len(words) > _MOST)
         lines += f"  {title:10}{', '.join(words[:_MOST])}{more}\n" * bool(words)
     return lines

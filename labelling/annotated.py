@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from fmbseg_jax.data import images, label_maps
+from fmbseg_jax.data import images, label_maps, spelling
 from fmbseg_jax.data.example import PseudoLabel
 from fmbseg_jax.errors import UserError
 
 
-def annotated_image(folder: str | Path, data: bytes, filename: str, num_words: int) -> PseudoLabel:
+def annotated_image(
+    folder: str | Path,
+    data: bytes,
+    filename: str,
+    num_words: int,
+    reading: images.Reading = images.USUAL,
+) -> PseudoLabel:
     """The record of an image file whose label map is `folder/NAME.png`."""
-    path = Path(folder, PurePosixPath(filename).with_suffix(".png"))
-    size = images.decode(data).shape[:2]
+    path = spelling.beside(Path(folder), PurePosixPath(filename).with_suffix(".png").as_posix())
+    size = images.decode(data, reading, filename).shape[:2]
     if not path.exists():
         raise UserError(
             f"No label map at {path}. data.annotations holds NAME.png for each image NAME.jpg; "
             "give only images that have one."
         )
     labels = label_maps.read(path, num_words)
-    if labels.shape != size:
-        raise UserError(
-            f"{path} is {labels.shape[1]} × {labels.shape[0]} pixels, its image {filename} "
-            f"{size[1]} × {size[0]} (upright). A label map has the size of its image."
-        )
+    if fault := label_maps.size_fault(labels, size, filename):
+        raise UserError(f"{path} {fault}")
     return PseudoLabel(image=data, filename=filename, labels=labels)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fmbseg_jax.data import images
 from fmbseg_jax.data.example import PseudoLabel
 from fmbseg_jax.vocabulary import IGNORE
 
@@ -29,9 +30,15 @@ class Counts:
     """Images in which a word was found, by its index, a string as JSON wants it."""
     skipped: list[list[str]] = dataclasses.field(default_factory=list)
     """Name and reason of each image left out."""
+    deep: int = 0
+    """Images of more than 8 bits a channel."""
+    deep_example: str = ""
+    """Name of one of them."""
 
     def add(self, label: PseudoLabel, size: int) -> None:
         """Counts a record of `size` bytes."""
+        if images.is_deep(label.image, label.filename):
+            self.deep, self.deep_example = self.deep + 1, self.deep_example or label.filename
         found = label.found if len(label.found) else np.setdiff1d(label.labels, [IGNORE])
         self.images += 1
         self.records += 1
@@ -48,9 +55,10 @@ class Counts:
         self.skipped.append([name, reason])
 
     def __add__(self, other: Counts) -> Counts:
-        names = {field.name for field in dataclasses.fields(self)} - {"by_word"}
+        names = {field.name for field in dataclasses.fields(self)} - {"by_word", "deep_example"}
         sums = {name: getattr(self, name) + getattr(other, name) for name in names}
-        return Counts(**sums, by_word=dict(Counter(self.by_word) + Counter(other.by_word)))
+        by_word = dict(Counter(self.by_word) + Counter(other.by_word))
+        return Counts(**sums, by_word=by_word, deep_example=self.deep_example or other.deep_example)
 
     def images_by_word(self, words: Sequence[str]) -> dict[str, int]:
         """In how many images each word was found, the most frequent first."""

@@ -173,6 +173,7 @@ class Dataset:
             "coverage": total.coverage,
             "images_by_word": total.images_by_word(words),
             "skipped": len(total.skipped),
+            "deep": [total.deep, total.deep_example],
         }
         write_table(self.folder / "skipped.tsv", dict(total.skipped))
         example.write_metadata(
@@ -229,10 +230,10 @@ _WAITS = 1, 5, 15, 0
 """Seconds after each attempt."""
 
 
-def can_read(folder: epath.PathLike, name: str) -> bool:
+def can_read(folder: epath.PathLike, reading: images.Reading, name: str) -> bool:
     """Whether an image can be read and decoded."""
     try:
-        images.decode(read_file(folder, name))
+        images.decode(read_file(folder, name), reading, name)
     except ImageError:
         return False
     return True

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
+from fmbseg_jax.data.spelling import plain
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import synonyms
 
@@ -56,18 +57,19 @@ def read_image_labels(
     if not path.exists():
         raise UserError(f"No file of image-level labels at {path}. Lines are: path<TAB>word,word")
     index = {name.lower(): i for i, word in enumerate(words) for name in (word, *synonyms(word))}
-    known = set(names)
+    exact, known = set(names), {plain(name): name for name in names}
     labels: ImageLabels = {}
     faults: list[tuple[str, str, Sequence[str]]] = []  # what, the name, where it should be
     for number, line in enumerate(path.read_bytes().decode("utf-8-sig").splitlines(), 1):
         if not line.strip():
             continue
         name, tab, listed = line.partition("\t")
-        given = [word.strip() for word in listed.split(",") if word.strip()]
+        name = name if name in exact else known.get(plain(name), name)
+        given = [plain(word.strip()) for word in listed.split(",") if word.strip()]
         unknown = [word for word in given if word.lower() not in index]
         if not tab:
             faults.append((f"line {number} has no tab: {line!r}", "", ()))
-        elif name not in known:
+        elif name not in exact:
             faults.append((f"line {number}: no image {name!r}", name, names))
         elif name in labels:
             faults.append((f"line {number}: {name!r} again", "", ()))

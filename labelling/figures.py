@@ -12,7 +12,7 @@ from fmbseg_jax import figures
 from fmbseg_jax.data import files, images
 from fmbseg_jax.data.example import PseudoLabel, decode_pseudo_label
 from fmbseg_jax.data.tfrecord import RecordSource, find_shards
-from fmbseg_jax.vocabulary import IGNORE
+from fmbseg_jax.vocabulary import IGNORE, unlike
 from labelling.compose import pixel_similarities
 from labelling.stage1 import Scene
 
@@ -29,11 +29,17 @@ _STAR = np.stack(
 """float [10, 2], corners (x, y) of a star of radius 1, tip up."""
 
 
-def draw(out: epath.Path, label: PseudoLabel, words: Sequence[str], scene: Scene | None) -> None:
+def draw(
+    out: epath.Path,
+    label: PseudoLabel,
+    words: Sequence[str],
+    scene: Scene | None,
+    reading: images.Reading,
+) -> None:
     """Draws a record as `out`/FILENAME.png."""
     path = _path(out, label)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(path, figures.png(label_sheet(label, words, scene)))
+    files.write_atomically(path, figures.png(label_sheet(label, words, scene, reading)))
 
 
 def draw_records(
@@ -42,13 +48,14 @@ def draw_records(
     count: int,
     words: Sequence[str],
     look: Callable[[PseudoLabel], Scene | None],
+    reading: images.Reading,
 ) -> None:
     """Draws those of the first `count` records of a dataset that are not drawn yet."""
     records = RecordSource(find_shards(folder))
     for i in range(min(count, len(records))):
         label = decode_pseudo_label(records[i])
         if not _path(out, label).exists():
-            draw(out, label, words, look(label))
+            draw(out, label, words, look(label), reading)
 
 
 def _path(out: epath.Path, label: PseudoLabel) -> epath.Path:
@@ -56,9 +63,14 @@ def _path(out: epath.Path, label: PseudoLabel) -> epath.Path:
     return out / f"{label.filename}.png"
 
 
-def label_sheet(label: PseudoLabel, words: Sequence[str], scene: Scene | None = None) -> np.ndarray:
+def label_sheet(
+    label: PseudoLabel,
+    words: Sequence[str],
+    scene: Scene | None = None,
+    reading: images.Reading = images.USUAL,
+) -> np.ndarray:
     """A record as a picture, uint8 [h, w, 3]: with its scene, a row for each word found."""
-    image = images.decode(label.image)
+    image = images.decode_named(label.image, reading, label.filename)
     whole = figures.overlay(image, label.labels, len(words))
     if scene is None or not len(scene.found):
         columns = ["image", "labels"]
@@ -78,7 +90,7 @@ def label_sheet(label: PseudoLabel, words: Sequence[str], scene: Scene | None = 
         title=label.filename,
         subtitle=f"{len(label.found)} words found, {covered:.0%} of the pixels labelled",
         present=sorted({*label.found.tolist(), *np.unique(label.labels).tolist()} - {IGNORE}),
-        ignored="no word" if IGNORE in label.labels else "",
+        ignored=unlike("no word", words) if IGNORE in label.labels else "",
     )
 
 

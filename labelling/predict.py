@@ -49,6 +49,7 @@ def predict_images(
     out: Path,
     load: Callable[[], Labeller],
     *,
+    reading: images.Reading,
     unlabelled: int,
     strict: bool,
 ) -> None:
@@ -58,6 +59,7 @@ def predict_images(
       root: what is remembered as their origin.
       files: by name.
       load: makes the labeller of the classes' words; called only if there is something to do.
+      reading: how image files are read.
       unlabelled: what a pixel gets that no mask covers.
       strict: stop at the first image that cannot be read.
     """
@@ -66,13 +68,16 @@ def predict_images(
     remember(out / "manifest.json", facts, "Delete that folder, or give another --workdir.")
     # The last kind is written last: where it is, so are the others.
     todo = [name for name in files if not label_maps.path(out / KINDS[-1], name).exists()]
-    skipped = []
+    skipped, deep = list[str](), list[str]()
     if todo:
         labeller = load()
         with tqdm(total=len(files), initial=len(files) - len(todo), unit="image") as bar:
             for name in todo:
                 try:
-                    image = images.decode(read_file(files[name].parent, files[name].name))
+                    data = read_file(files[name].parent, files[name].name)
+                    if images.is_deep(data, name):
+                        deep.append(name)
+                    image = images.decode(data, reading, files[name].name)
                     for kind, found in predict(labeller, image).items():
                         known = classes.labels(np.where(found == IGNORE, 0, found))
                         labels = np.where(found == IGNORE, np.uint16(unlabelled), known)
@@ -83,6 +88,8 @@ def predict_images(
                     skipped.append(f"  {name} {error}")
                 bar.update()
     print(f"\npredictions of {len(files) - len(skipped)} images in {out}: {', '.join(KINDS)}")
+    if deep:
+        print(reading.of_deep(len(deep), deep[0]))
     if skipped:
         print(f"{len(skipped)} images skipped:", *skipped, sep="\n")
 

@@ -78,10 +78,14 @@ class Labeller:
         self._text = clip.text(words, options.template)
 
     def label_image(
-        self, data: bytes, filename: str, given: np.ndarray | None = None
+        self,
+        data: bytes,
+        filename: str,
+        given: np.ndarray | None = None,
+        reading: images.Reading = images.USUAL,
     ) -> PseudoLabel:
         """Labels an image file; `given`: word indices that take the place of the votes."""
-        scene = self.look(images.decode(data), given)
+        scene = self.look(images.decode(data, reading, filename), given)
         return scene.pseudo_label(data, filename, self.options.combine)
 
     def look(

@@ -75,19 +75,22 @@ class Worker:
         if self.figures and label.filename in self._first:
             from labelling.figures import draw
 
-            draw(self.figures, label, self.words, scene)
+            draw(self.figures, label, self.words, scene, self.config.data.reading)
 
     def draw_missing(self) -> None:
         """Draws those of the first records that an earlier run made."""
         from labelling.figures import draw_records
 
         assert self.figures
-        draw_records(self.dataset.folder, self.figures, self.num_figures, self.words, self._look)
+        folder, reading = self.dataset.folder, self.config.data.reading
+        draw_records(folder, self.figures, self.num_figures, self.words, self._look, reading)
 
     def _look(self, label: PseudoLabel) -> Scene | None:
         if self.config.data.annotations:
             return None
-        return self.labeller.look(images.decode(label.image), self.given.get(label.filename))
+        return self.labeller.look(
+            self._decode(label.image, label.filename), self.given.get(label.filename)
+        )
 
     @functools.cached_property
     def _first(self) -> set[str]:
@@ -96,16 +99,23 @@ class Worker:
     def _annotated(self, name: str) -> PseudoLabel | ImageError:
         try:
             data = read_file(self.config.data.images, name)
-            label = annotated_image(self.config.data.annotations, data, name, len(self.words))
+            label = self._annotate(data, name)
         except ImageError as error:
             return error
         self.draw(label, None)
         return label
 
+    def _annotate(self, data: bytes, name: str) -> PseudoLabel:
+        options = self.config.data
+        return annotated_image(options.annotations, data, name, len(self.words), options.reading)
+
+    def _decode(self, data: bytes, name: str) -> np.ndarray:
+        return images.decode(data, self.config.data.reading, name)
+
     def _read(self, name: str) -> _Image | ImageError:
         try:
             data = read_file(self.config.data.images, name)
-            return _Image(name, data, images.decode(data))
+            return _Image(name, data, self._decode(data, name))
         except ImageError as error:
             return error
 

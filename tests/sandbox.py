@@ -58,6 +58,8 @@ def get_config():
     config.features.size = evaluation.stride = 56
     evaluation.short_side = evaluation.window = 112
     train.heads, train.epochs = 2, 2
+    if {file!r}.endswith("toy.py"):
+        train.epochs = 24  # whose similarities reach what the documents say of the toy world
     return config
 """
 

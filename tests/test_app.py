@@ -16,7 +16,7 @@ from models import save_aligner
 from PIL import Image
 
 import fmbseg_jax
-from fmbseg_jax.answers import Answers, split
+from fmbseg_jax.answers import Answer, Answers, split
 from fmbseg_jax.data import images, label_maps
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
@@ -173,12 +173,12 @@ def test_wrong_input_gets_a_message(page, photo, tmp_path):
     assert "Drop an image on the page first" in message(page)
     (tmp_path / "fake.png").write_text("no image")
     upload(page, tmp_path / "fake.png")
-    page.wait_for_selector("text=This file is no image that can be read. Try a JPEG or PNG.")
+    page.wait_for_selector("text=not an image file, or damaged at its start. Try a JPEG or PNG.")
     page.reload()
     page.wait_for_selector("#segment")
     Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")  # 900 megapixels in 110 kB
     upload(page, tmp_path / "bomb.png")
-    page.wait_for_selector("text=This image is far too large. Make it smaller.")
+    page.wait_for_selector("text=has 30000 x 30000 pixels; this page takes up to 1 million")
     assert "/tmp" not in page.locator("body").inner_text()
     for words, expected in {
         "sky, Sky": "'Sky', is word 1 again",
@@ -243,10 +243,12 @@ def test_people_do_not_wait_for_each_other(browser, photo, tmp_path):
             return super().segment(*given)
 
     class Constant:
+        reading = images.USUAL
+
         def segment(self, image, words, background):
             return np.zeros(image.shape[:2], np.int32)
 
-    blocks = pages.build(Slow(Constant(), tmp_path, 10**6), ["sky"], [], "")
+    blocks = pages.build(Slow(Constant(), tmp_path), ["sky"], [], "")
     _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
     try:
         visitors = [browser.new_page() for _ in range(2)]
@@ -272,7 +274,7 @@ def test_nothing_is_left_behind(export, tmp_path, monkeypatch, number):
 
 
 def test_answers(export, photo, tmp_path):
-    answers = Answers(fmbseg_jax.load(export), tmp_path, 10**6)
+    answers = Answers(fmbseg_jax.load(export, {"max_megapixels": 1}), tmp_path)
     image = images.decode(photo.read_bytes())
     found = answers.segment(str(photo), "sky\nmoon,", 0.5, 0.0)
     assert found.picture.shape == image.shape
@@ -284,10 +286,39 @@ def test_answers(export, photo, tmp_path):
     assert all_background.background == 1
     assert np.all(label_maps.read(all_background.file, 1) == IGNORE)
     assert split("a, b\n c;d ,,") == ("a", "b", "c;d")
+    assert not found.note
+    Image.fromarray(np.arange(900, dtype=np.uint16).reshape(30, 30)).save(tmp_path / "deep.png")
+    deep = answers.segment(str(tmp_path / "deep.png"), "sky", 0, 0.0)
+    assert deep.note.startswith("1 image, deep.png, has more than 8 bits a channel")
+    assert "--deep=type scales by" in deep.note
+    assert deep.picture.min() == 0 and deep.picture.max() == 255
     bomb = tmp_path / "bomb.png"
     Image.new("1", (30_000, 30_000)).save(bomb)  # 900 megapixels in 110 kB
-    with pytest.raises(UserError, match="far too large"):
+    with pytest.raises(UserError, match="takes up to 1 million.*--max_megapixels"):
         answers.segment(str(bomb), "sky", 0.5, 0.0)
+
+
+def test_a_word_that_is_called_background(photo):
+    """In the legend it stands beside what has no word, with another name and another color."""
+    from fmbseg_jax import page
+
+    shares = {"background": 0.5, "sky": 0.25}
+    colours = dict.fromkeys(shares, "#000000")
+    found = Answer(np.zeros((2, 2, 3), np.uint8), shares, 0.25, colours, photo)
+
+    class Fixed:
+        segment = staticmethod(lambda *given: found)
+
+    _, legend, _, _ = page._show(Fixed(), "a.png", "background,sky", 0.5, 0.5)
+    entries = legend.value if isinstance(legend.value, list) else legend.value.model_dump()
+    texts, kinds = zip(
+        *((one["token"], one["class_or_confidence"]) for one in entries), strict=True
+    )
+    assert texts == ("background 50 %", "sky 25 %", "background (no word) 25 %")
+    assert kinds[:2] == ("background", "sky") and len({*kinds}) == 3
+    assert {*kinds} <= {*legend.color_map}
+    with pytest.raises(UserError, match="The background has no similarity of its own"):
+        page._similarity(Fixed(), "a.png", kinds[2])
 
 
 def test_app_errors(export, tmp_path):

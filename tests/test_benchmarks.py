@@ -12,7 +12,8 @@ from fmbseg_jax import evaluation
 from fmbseg_jax.classes import Classes, of_benchmark, with_background
 from fmbseg_jax.config import Eval
 from fmbseg_jax.data import coco, label_maps
-from fmbseg_jax.data.benchmarks import check, open_folder, open_published
+from fmbseg_jax.data.benchmarks import open_folder, open_published
+from fmbseg_jax.data.completeness import check
 from fmbseg_jax.data.published import PUBLISHED, background_words, stuff_words
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
@@ -232,7 +233,7 @@ def test_check_finds_a_map_of_another_size(tmp_path):
     root = voc(tmp_path)
     save(root / "SegmentationClass/a.png", np.zeros((20, 31), np.uint8))
     benchmark = open_published("voc21", tmp_path)
-    with pytest.raises(UserError, match=r"a.png is \(20, 31\), .*a.jpg \(20, 30\)"):
+    with pytest.raises(UserError, match="a.png is 31 × 20 pixels, .*a.jpg 30 × 20"):
         check(benchmark)
     (root / "JPEGImages/a.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match="(?s)voc21:.*a.jpg cannot be read"):

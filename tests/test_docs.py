@@ -6,15 +6,22 @@ What cannot run here is in a table, with the reason and what is checked in its p
 from __future__ import annotations
 
 import ast
+import json
 import re
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from documents import DOCUMENTS, NO_CODE, Code, blocks, blocks_of, code_in, code_of, commands
+from PIL import Image
 from sandbox import Sandbox
+
+from fmbseg_jax.outputs import Outputs
 
 BEFORE = {
     "README.md": ["docs/reproduce.md#Table 1"],
@@ -233,6 +240,49 @@ def test_the_tables_have_nothing_that_no_document_has():
     unused |= {one for one in LIBRARIES if one.replace("/", ".").rpartition(".")[0] not in python}
     unused |= {*BEFORE, *PLACES} - {*DOCUMENTS}
     assert not unused
+
+
+def test_label_studio_gets_the_masks_of_each_image(tmp_path, monkeypatch):
+    """Also of a.jpg beside a.png, by the script of docs/segmenting.md as it stands there."""
+    (script,) = [c for c in code_of("docs/segmenting.md") if "label_studio_sdk" in c.text]
+    maps = {"a.jpg": np.eye(4, dtype=np.uint16), "a.png": np.ones((4, 4), np.uint16)}
+    (tmp_path / "photos").mkdir()
+    names = {"a.jpg": "a.jpg.png", "a.png": "a.png.png"}
+    outputs = Outputs(
+        tmp_path / "segmented", tmp_path / "photos", ["sky", "sea;lake"], names, False
+    )
+    for name, labels in maps.items():
+        Image.new("RGB", (4, 4)).save(tmp_path / "photos" / name)
+        outputs.write(name, 0, np.zeros((4, 4, 3), np.uint8), labels, None)
+    outputs.finish([*maps], {}, "")
+    brush = types.ModuleType("brush")
+    brush.mask2rle = lambda mask: mask.tolist() if mask.dtype == np.uint8 else None
+    converter = types.ModuleType("converter")
+    converter.brush = brush
+    monkeypatch.setitem(sys.modules, "label_studio_sdk", types.ModuleType("label_studio_sdk"))
+    monkeypatch.setitem(sys.modules, "label_studio_sdk.converter", converter)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script.text, "docs/segmenting.md", "exec"), {})
+    tasks = json.loads((tmp_path / "tasks.json").read_text())
+    for task, (name, labels) in zip(tasks, maps.items(), strict=True):
+        assert task["data"]["image"].endswith(f"/{name}")
+        found = {
+            one["value"]["brushlabels"][0]: one["value"]["rle"]
+            for one in task["predictions"][0]["result"]
+        }
+        expected = {
+            word: (255 * (labels == i)).tolist()
+            for i, word in enumerate(["sky", "sea"])
+            if i in labels
+        }
+        assert found == expected
+
+
+def test_the_threshold_of_the_docs_leaves_words_and_background(reader):
+    assert not reader.read("docs/segmenting.md")
+    labels = [np.asarray(Image.open(p)) for p in reader.sandbox.folder.glob("fishes/labels/*.png")]
+    found = np.unique(np.concatenate([one.reshape(-1) for one in labels]))
+    assert 255 in found and len(found) > 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Patch labels, and the program that writes patch features."""
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, program, run
+from PIL import Image
 
-from fmbseg_jax import patches
+from fmbseg_jax import config, patches
 from fmbseg_jax.data import example, images, tfrecord
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
@@ -48,6 +50,24 @@ def test_patch_labels_equal_a_loop():
             assert ours[y, x] == expected
     with pytest.raises(UserError, match="word 3, of 3 words"):
         patches.patch_labels(labels, (5, 3), 3)
+
+
+def test_images_are_read_as_they_were_for_their_labels(world):
+    """What scales more than 8 bits comes from the config, for features and training alike."""
+    values, file = np.arange(4900, dtype=np.uint16).reshape(70, 70), io.BytesIO()
+    Image.fromarray(values).save(file, "PNG")
+    labelled = example.PseudoLabel(file.getvalue(), "a.png", np.zeros((70, 70), np.uint16))
+    encoder = patches.PatchEncoder(str(world.root / "dinov2"), 70)
+    for by, highest in (("file", 4899), ("type", 65535)):
+        pixels = encoder.prepare(labelled, 1, config.Data(deep=by).reading)["pixels"]
+        np.testing.assert_array_equal(pixels[..., 0], np.round(values / highest * 255))
+    wide = io.BytesIO()
+    Image.new("1", (1001, 1000)).save(wide, "PNG")
+    labelled = example.PseudoLabel(wide.getvalue(), "w.png", np.zeros((1000, 1001), np.uint16))
+    with pytest.raises(
+        UserError, match="The image w.png cannot be read: .* the limit is 1; --conf"
+    ):
+        encoder.prepare(labelled, 1, config.Data(max_megapixels=1).reading)
 
 
 def records(folder):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmbseg_jax.data import finding, images
+from fmbseg_jax.data import finding, images, opening
 from fmbseg_jax.errors import UserError
 
 RGB = np.asarray(
@@ -94,6 +94,21 @@ def test_damaged_files_say_why(kind, damage, reason):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     with pytest.raises(images.ImageError, match=reason):
         images.decode(damage(encoded(Image.fromarray(noise), kind)))
+
+
+@pytest.mark.parametrize("data", [b"P", b"\x28", b"BM", b"II*\0", b"\xff\xd8\xff"])
+def test_files_of_a_few_bytes(data):
+    for name in ("a.jpg", "a.dib", "a.tga"):
+        with pytest.raises(images.ImageError, match="not an image file, or damaged at its start"):
+            images.decode(data, name=name)
+        assert images.size(data, name) == (0, 0)
+    assert opening.kind(b"P") == opening.kind(b"") == ""
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_kinds(kind):
+    image = images.decode(encoded(Image.new("RGB", (5, 4), (250, 0, 0)), kind))
+    assert image.shape == (4, 5, 3) and image[..., 0].min() > 240 and image[..., 1:].max() < 10
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 20_000), (20_000, 1)])

@@ -22,8 +22,11 @@ from labelling_tiny import CONFIG, WORDS, picture, run, save_sam
 from models import save_clip
 from PIL import Image
 
+from fmbseg_jax import config
 from fmbseg_jax.data import example
 from fmbseg_jax.data.tfrecord import RecordSource, find_shards
+from fmbseg_jax.errors import UserError
+from fmbseg_jax.features import write_features
 from fmbseg_jax.vocabulary import IGNORE
 from labelling import dataset
 
@@ -142,10 +145,23 @@ def test_annotations_need_no_models(world, capsys):
         labels = np.full(size[::-1], 2, np.uint8)
         labels[0] = 255
         Image.fromarray(labels).save(target)
+    Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60)).save(world / "images/0.png")
     assert label(world, f"--config.data.annotations={world}/labels", "--figures=1") == (0, "")
     for r in records(world):
         assert (r.labels[0] == IGNORE).all() and (r.labels[1:] == 2).all()
-    assert "1.0 in each image" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "1.0 in each image" in told
+    pixels = sum(r.labels.size for r in records(world))
+    void = sum(np.count_nonzero(r.labels == IGNORE) for r in records(world)) / pixels
+    assert f"{1 - void:.1%} of the pixels; the other {void:.1%} are void: not labelled" in told
+    assert f"no pixel  {', '.join(word for i, word in enumerate(WORDS) if i != 2)}\n" in told
+    assert told.count("1 image, 0.png, has more than 8 bits a channel") == 1
+    metadata = example.read_metadata(world / "work" / "pseudo_labels")
+    assert metadata["deep"] == [1, "0.png"]
+    example.check_deep(metadata, "file")
+    with pytest.raises(UserError, match="made with data.deep='file'; now it is 'type'"):
+        write_features(config.Config(data=config.Data(deep="type")), world / "work")
+    assert label(world, f"--config.data.annotations={world}/labels", "--config.data.deep=type")[0]
 
 
 # Any image

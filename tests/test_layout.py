@@ -11,8 +11,9 @@ LAYERS = [
     "errors extras config_checks config_files fields "
     "pretrained.config_json pretrained.pickled pretrained.tokenizer "
     "config vocabulary workfolder program hub figures data.files data.threads data.tfrecord "
-    "data.example data.images data.accept data.finding data.label_maps data.coco "
-    "data.published data.benchmarks classes recent colours card outputs data.coco_writer",
+    "data.example data.images data.opening data.tiffs data.deep data.spelling data.accept "
+    "data.finding data.label_maps data.coco data.published data.benchmarks data.completeness "
+    "classes recent colours card outputs data.coco_writer",
     "models.positions models.transformer models.specs models.tables models.encoders "
     "models.weights models.identity models.aligner similarity rings pairs_by_row pairs losses "
     "windows pamr sliding metrics",

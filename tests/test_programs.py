@@ -139,6 +139,11 @@ def test_the_result_is_what_numpy_counts(done, world):
     assert np.asarray(found["confusion"])[:, :-1].tolist() == confusion.tolist()
 
 
+def rows_of(workdir):
+    """Pixels of each class in the truth."""
+    return [sum(row) for row in results(workdir)["aligner"]["confusion"]]
+
+
 def test_an_evaluation_says_all_that_is_needed_to_repeat_it(done):
     facts = json.loads((done / "evaluation" / "test.json").read_text())
     assert facts["config"]["eval.stride"] == 35
@@ -148,9 +153,15 @@ def test_an_evaluation_says_all_that_is_needed_to_repeat_it(done):
     assert facts["templates"] == ["a photo of a {}."]
 
     assert facts["versions"]["fmbseg_jax"]
+    absent = [
+        word for word, iou in zip(facts["words"]["compared"], rows_of(done), strict=True) if not iou
+    ]
+    assert facts["truth"] == {"void": 0.0, "absent": absent} and absent
     folder = done / "evaluation"
     table = (folder / "results.md").read_text()
     assert table.startswith("| set | what | mIoU | labelled | images |\n| --- | --- | ---: |")
+    lacking = "test: 0.0% of the ground truth has no class, and is not counted; no pixel has the"
+    assert f"{lacking} class {absent[0]}" in table
     assert "short side 70, window 70, stride 35" in table
     for name in ("contact_sheet", "best_and_worst", "confusion"):
         assert (folder / "test" / f"{name}.png").stat().st_size > 5_000
@@ -198,7 +209,7 @@ def test_label_maps_of_others_are_scored(done, world, tmp_path):
     with pytest.raises(UserError, match="test_000002.png cannot be read"):
         evaluation.score_folder(benchmark, saved / "stage1")
     Image.fromarray(np.zeros((128, 127), np.uint16)).save(wrong)
-    with pytest.raises(UserError, match=r"test_000002.png is \(128, 127\), the image \(128, 128\)"):
+    with pytest.raises(UserError, match="test_000002.png is 127 × 128 pixels, its image"):
         evaluation.score_folder(benchmark, saved / "stage1")
     wrong.unlink()
     with pytest.raises(UserError, match="test_000002.png. Each image of the benchmark needs one"):

@@ -18,6 +18,7 @@ import fmbseg_jax
 from fmbseg_jax import colours, figures
 from fmbseg_jax.data import coco_writer, files, finding, images, label_maps
 from fmbseg_jax.data.threads import Room, Writers
+from fmbseg_jax.outputs import Outputs
 from fmbseg_jax.vocabulary import IGNORE
 
 SEGMENT = "fmbseg_jax.segment"
@@ -296,7 +297,6 @@ def test_a_full_disk_stops_with_a_message(export, photos, tmp_path, monkeypatch)
     """What is whole stays; the run does not pass over what it could not write."""
     from fmbseg_jax.classes import Classes
     from fmbseg_jax.data.finding import find
-    from fmbseg_jax.outputs import Outputs
     from fmbseg_jax.segment import segment_images
 
     written, write = [], files.write_atomically
@@ -327,10 +327,55 @@ def test_links_to_nowhere_and_loops_stop_nothing(export, photos, tmp_path):
 
 
 def test_what_is_odd_about_the_result_is_said(export, photos, tmp_path):
-    one = run(*command(export, photos, tmp_path / "one", "sky")).stdout
+    deep = np.arange(1200, dtype=np.uint16).reshape(30, 40)
+    Image.fromarray(deep).save(photos / "deep.tif")
+    Image.fromarray(deep + 300).save(photos / "sub" / "deep.png")
+    Image.new("RGB", (1200, 1000)).save(photos / "large.png")
+    (tmp_path / "words.txt").write_text("sky, moon\n")
+    limit = "--max_megapixels=1"
+    one = run(*command(export, photos, tmp_path / "one", tmp_path / "words.txt"), limit).stdout
     assert "One word alone has every pixel: give --background=WORDS" in one
-    none = run(*command(export, photos, tmp_path / "none"), "--threshold=0.999").stdout
+    assert one.count("words.txt: line 1 is read as one word, 'sky, moon'. Give each its own") == 1
+    assert "Notice" not in one  # but the words alone, without a place in the code
+    told = "2 images have more than 8 bits a channel, such as deep.tif: each is scaled from its"
+    assert one.count(told) == 1 and "; --deep=type scales by what the type holds." in one
+    assert "large.png: cannot be read: it has 2 megapixels (1200 x 1000), and the limit is 1" in one
+    assert "--max_megapixels=2 raises it" in one
+    small = Image.open(tmp_path / "one" / "overlays" / "deep.jpg").convert("L")
+    none = run(
+        *command(export, photos, tmp_path / "none"), "--threshold=0.999", limit, "--deep=type"
+    ).stdout
     assert "Nearly everything is background: give a lower --threshold" in none
+    assert "each is scaled by what its type holds; --deep=file scales from" in none
+    dark = Image.open(tmp_path / "none" / "overlays" / "deep.jpg").convert("L")
+    bright, black = (np.asarray(picture)[15:28, :40].mean() for picture in (small, dark))
+    assert bright > black + 20  # 1,200 of 65,535 levels
+
+
+def test_a_word_that_is_called_background(tmp_path):
+    """Beside what has no word: nothing of either gets lost."""
+    image, labels = np.zeros((8, 400, 3), np.uint8), np.zeros((8, 400), np.uint16)
+    labels[:, 200:300], labels[:, 300:] = 1, IGNORE
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(image).save(tmp_path / "photos" / "a.png")
+    for first in ("background", "a wall"):
+        outputs = Outputs(
+            tmp_path / first, tmp_path / "photos", [first, "sky"], {"a.png": "a.png"}, False
+        )
+        outputs.write("a.png", 0, image, labels, None)
+        shares = outputs.finish(["a.png"], {}, "")
+        assert sorted(shares.values()) == [0.25, 0.25, 0.5]
+        categories = json.loads((tmp_path / first / "coco.json").read_text())["categories"]
+        assert [one["name"] for one in categories] == [first, "sky"]
+    assert [*shares] == ["a wall", "sky", "background"]
+    shares = Outputs(
+        tmp_path / "background",
+        tmp_path / "photos",
+        ["Background", "sky"],
+        {"a.png": "a.png"},
+        False,
+    ).finish(["a.png"], {}, "")
+    assert shares == {"Background": 0.5, "sky": 0.25, "background (no word)": 0.25}
 
 
 def test_large_images_take_turns():

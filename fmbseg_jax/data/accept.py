@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from fmbseg_jax.data import images
-from fmbseg_jax.errors import UserError
+from fmbseg_jax.data import deep, images
+from fmbseg_jax.errors import Notice, UserError
 
 ImageLike = np.ndarray | Image.Image | str | os.PathLike
 """uint8 [H, W, 3] in RGB, a Pillow image, or the path of an image file."""
 
 
-def image(given: ImageLike) -> np.ndarray:
+def image(given: ImageLike, reading: images.Reading = images.USUAL) -> np.ndarray:
     """An image in any form → uint8 [H, W, 3], RGB.
 
     Files and Pillow images are turned upright, and what is transparent is laid over white.
@@ -26,10 +26,12 @@ def image(given: ImageLike) -> np.ndarray:
       ImageError: the file cannot be read.
     """
     if isinstance(given, (str, os.PathLike)):
-        return _file(Path(given))
+        return _file(Path(given), reading)
     if isinstance(given, Image.Image):
+        if deep.is_deep(given):
+            _tell_of_deep(reading)
         try:
-            return images.pixels(given)
+            return images.pixels(given, reading)
         except (OSError, ValueError) as error:  # opened, but cut short
             raise images.ImageError(f"The Pillow image cannot be read: {error}") from None
     try:
@@ -44,14 +46,23 @@ def image(given: ImageLike) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _file(path: Path) -> np.ndarray:
+def _file(path: Path, reading: images.Reading) -> np.ndarray:
     if not os.path.isfile(path):
         kind = "is a folder" if os.path.isdir(path) else "is not there"
         raise UserError(f"The image {path} {kind}. Give the path of an image file.")
+    data = path.read_bytes()
+    if images.is_deep(data, path.name):
+        _tell_of_deep(reading)
     try:
-        return images.decode(path.read_bytes())
+        return images.decode(data, reading, path.name)
     except images.ImageError as error:
         raise images.ImageError(f"{path} {error}") from None
+
+
+def _tell_of_deep(reading: images.Reading) -> None:
+    """By the warnings of Python, which show the same words once."""
+    told = reading.of_deep(1, "").removeprefix("1 image, , has")
+    warnings.warn(f"Some images have{told}", Notice, stacklevel=1)
 
 
 def _advice(array: np.ndarray) -> str:

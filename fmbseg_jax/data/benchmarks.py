@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from fmbseg_jax.data import coco, files, finding, images, label_maps
+from fmbseg_jax.data import coco, files, finding, images, label_maps, spelling
 from fmbseg_jax.data.published import PUBLISHED, Published, Source
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE, read_words
@@ -32,6 +30,8 @@ class Benchmark:
     source: str = ""
     """Where the label maps came from, relative to `root`, with `{}` for a name."""
     published: Published | None = None
+    reading: images.Reading = images.USUAL
+    """How the image files are read."""
 
     @property
     def title(self) -> str:
@@ -47,7 +47,9 @@ class Benchmark:
     def fingerprint(self) -> str:
         """Differs between any two sets of label maps, as far as their names and sizes tell."""
         sizes = [(name, path.stat().st_size) for name, (_, path) in self.files.items()]
-        return repr((self.name, self.root.resolve(), self.words, self.source, self.published, sizes))
+        return repr(
+            (self.name, self.root.resolve(), self.words, self.source, self.published, sizes)
+        )
 
     @property
     def names(self) -> Sequence[str]:
@@ -58,68 +60,27 @@ class Benchmark:
         """uint8 [H, W, 3]."""
         path = self.files[name][0]
         try:
-            return images.decode(path.read_bytes())
+            return images.decode(path.read_bytes(), self.reading, path.name)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
         except images.ImageError as error:
             raise UserError(f"{path} {error}") from None
+
+    def is_deep(self, name: str) -> bool:
+        """Whether an image has more than 8 bits a channel."""
+        path = self.files[name][0]
+        try:
+            with open(path, "rb") as file:
+                return images.is_deep(file, path.name)
+        except OSError:  # `image` says why
+            return False
 
     def labels(self, name: str) -> np.ndarray:
         """uint16 [H, W], class or IGNORE."""
         return self.read(self.files[name][1])
 
 
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """What a benchmark has on disk."""
-
-    name: str
-    images: int
-    expected: int
-    """Images that the published benchmark has; 0 for a folder of one's own."""
-    seen: int
-    """Classes that a pixel is labelled with."""
-    classes: int
-    ignored: float
-    """Share of the pixels that is not counted."""
-
-
-def check(benchmark: Benchmark) -> Check:
-    """Reads every image and label map; raises UserError with all that are damaged or do not fit."""
-
-    def count(name: str) -> tuple[np.ndarray | None, str]:
-        image, path = benchmark.files[name]
-        try:
-            labels, size = benchmark.labels(name), benchmark.image(name).shape[:2]
-        except UserError as error:
-            return None, str(error)
-        if labels.shape != size:
-            return None, f"{path} is {labels.shape}, {image} {size} (rows, columns)."
-        return np.bincount(labels.reshape(-1), minlength=IGNORE + 1), ""
-
-    counts, faults = np.zeros(IGNORE + 1, np.int64), []
-    with ThreadPoolExecutor() as pool:
-        found = pool.map(count, benchmark.names)
-        total = len(benchmark.names)
-        for one, fault in tqdm(found, benchmark.name, total, unit=" image", dynamic_ncols=True):
-            if one is None:
-                faults.append(fault)
-            else:
-                counts += one
-    if faults := list(dict.fromkeys(faults)):
-        more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise UserError(f"{benchmark.name}:\n  " + "\n  ".join(faults[:10]) + more)
-    return Check(
-        benchmark.name,
-        total,
-        benchmark.published.count if benchmark.published else 0,
-        int(np.count_nonzero(counts[:IGNORE])),
-        len(benchmark.words),
-        counts[IGNORE] / counts.sum(),
-    )
-
-
-def open_folder(root: str | Path) -> Benchmark:
+def open_folder(root: str | Path, reading: images.Reading = images.USUAL) -> Benchmark:
     """Any folder with `images/`, `labels/` (PNGs of word indices) and `words.txt`.
 
     `labels/` mirrors `images/` with the ending .png. In an 8-bit PNG 255 means "not labelled", in a
@@ -137,13 +98,18 @@ def open_folder(root: str | Path) -> Benchmark:
         )
     words = read_words(root / "words.txt")
     names = finding.png_names(finding.find_images(root / "images"))
-    files = {name: (root / "images" / name, root / "labels" / png) for name, png in names.items()}
+    files = {
+        name: (root / "images" / name, spelling.beside(root / "labels", png))
+        for name, png in names.items()
+    }
     _check_labels(root, files)
     read = functools.partial(label_maps.read, num_words=len(words))
-    return Benchmark(root.resolve().name, root, words, files, read, "labels/{}")
+    return Benchmark(root.resolve().name, root, words, files, read, "labels/{}", reading=reading)
 
 
-def open_published(name: str, data: str | Path) -> Benchmark:
+def open_published(
+    name: str, data: str | Path, reading: images.Reading = images.USUAL
+) -> Benchmark:
     """The published benchmark `name`, under the folder `data`.
 
     Raises:
@@ -161,7 +127,8 @@ def open_published(name: str, data: str | Path) -> Benchmark:
                 wanted = _wanted(published, pattern, source)
                 missing = [path for path in wanted if not _is_there(root, path, names)]
                 if not missing:
-                    return _found(name, root, names, pattern, source)
+                    found = _found(name, root, names, pattern, source)
+                    return dataclasses.replace(found, reading=reading)
                 looked_for.append((root, wanted, missing))
     raise UserError(_not_there(name, published, Path(data), looked_for))
 
@@ -186,14 +153,18 @@ def _is_there(root: Path, path: str, names: Sequence[str]) -> bool:
     """Whether there is such a file; where there is one for each image, of the first."""
     if "{}" not in path:
         return (root / path).is_file()
-    return bool(names) and (root / path.format(names[0])).is_file()
+    return bool(names) and spelling.beside(root, path.format(names[0])).is_file()
 
 
-def _found(
-    name: str, root: Path, names: Sequence[str], pattern: str, source: Source
-) -> Benchmark:
+def _found(name: str, root: Path, names: Sequence[str], pattern: str, source: Source) -> Benchmark:
     published = PUBLISHED[name]
-    files = {one: (root / pattern.format(one), root / source.labels.format(one)) for one in names}
+    files = {
+        one: (
+            spelling.beside(root, pattern.format(one)),
+            spelling.beside(root, source.labels.format(one)),
+        )
+        for one in names
+    }
     _check_labels(root, files)
     table = _table(published, source)
     read = functools.partial(_read, table=table, raw=_reader(root, source))
@@ -203,7 +174,7 @@ def _found(
 def _names(root: Path, pattern: str) -> list[str]:
     """What stands for {} in the files that match a pattern, sorted."""
     folder, _, suffix = pattern.partition("{}")
-    found = (path.relative_to(root / folder).as_posix() for path in (root / folder).rglob("*"))
+    found = files.walk(root / folder) if (root / folder).is_dir() else ()
     return sorted(name.removesuffix(suffix) for name in found if name.endswith(suffix))
 
 
@@ -215,14 +186,16 @@ def _not_there(
 ) -> str:
     """Of folders that are there, what they lack; of others only their names."""
     lines = [f"{name} ({published.title}) is not under {data}."]
-    wanted = dict.fromkeys(", ".join(wanted) for _, wanted, _ in looked_for)
-    lines += ["It has one of:", *(f"  {files}" for files in wanted)]
+    layouts = dict.fromkeys(", ".join(wanted) for _, wanted, _ in looked_for)
+    lines += ["It has one of:", *(f"  {layout}" for layout in layouts)]
     roots = dict.fromkeys(root for root, _, _ in looked_for)
     lines.append(f"in one of: {', '.join(map(str, roots))}.")
-    for root, files, missing in looked_for:
-        if len(missing) < len(files):
+    for root, wanted, missing in looked_for:
+        if len(missing) < len(wanted):
             lines.append(f"{root} has some of them, but not {', '.join(missing)}.")
-    lines.append("docs/reproduce.md says where it comes from. Give its place: --config.eval.data=DIR.")
+    lines.append(
+        "docs/reproduce.md says where it comes from. Give its place: --config.eval.data=DIR."
+    )
     return "\n".join(dict.fromkeys(lines)).replace("{}", "*")
 
 

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from fmbseg_jax.data import label_maps
+from fmbseg_jax.data.opening import raw_mode
 from fmbseg_jax.errors import UserError
 
 _UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
@@ -38,17 +39,28 @@ def read_panoptic(png: Path, segments: Path) -> np.ndarray:
     categories = _segments(segments).get(png.name)
     if categories is None:
         raise UserError(f"{segments} has no annotation of {png.name}. Take both from one download.")
-    try:
-        with Image.open(png, formats=("PNG",)) as file:
-            colours = np.asarray(file.convert("RGB"), np.int64)
-    except Exception as error:  # Pillow's readers raise many kinds on damaged files
-        raise UserError(f"The label map {png} cannot be read: {error}") from None
+    colours = _colours(png)
     present, where = np.unique(colours @ (1, 256, 65536), return_inverse=True)
     unknown = [i for i in present if i and i not in categories]
     if unknown:
         raise UserError(f"{png} has the segment {unknown[0]}, which {segments} does not describe.")
     ids = np.asarray([categories[i] if i else UNLABELLED for i in present.tolist()], np.uint16)
     return ids[where].reshape(colours.shape[:2])
+
+
+def _colours(path: Path) -> np.ndarray:
+    """int64 [H, W, 3] of a PNG of 8 bits in colour; grey, or 16 bits, would be other numbers."""
+    source = f"The label map {path}"
+    with label_maps.png(label_maps.read_bytes(path), source) as file:
+        if file.mode not in ("RGB", "RGBA", "P") or "16" in raw_mode(file):
+            raise UserError(
+                f"{source} is a PNG of mode {file.mode} ({raw_mode(file)}); a panoptic one has the "
+                "number of each segment in RGB of 8 bits. Take it as it was downloaded."
+            )
+        try:
+            return np.asarray(file.convert("RGB"), np.int64)
+        except Exception as error:  # Pillow's readers raise many kinds on damaged files
+            raise UserError(f"{source} cannot be read: {error}") from None
 
 
 @functools.lru_cache(2)

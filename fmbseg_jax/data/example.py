@@ -257,6 +257,21 @@ def dataset_name(kind: type) -> str:
     return "pseudo_labels" if kind is PseudoLabel else "patch_features"
 
 
+def check_deep(metadata: dict[str, Any], deep: str) -> None:
+    """Raises UserError where images would be scaled otherwise than they were for their labels.
+
+    Args:
+      metadata: of the pseudo labels.
+      deep: the field `data.deep` now.
+    """
+    then = metadata["config"].get("data.deep", deep)
+    if then != deep:
+        raise UserError(
+            f"The pseudo labels were made with data.deep={then!r}; now it is {deep!r}. Give "
+            f"--config.data.deep={then}, or label anew."
+        )
+
+
 _MADE_BY = {"pseudo_labels": "labelling", "features": "fmbseg_jax.features"}
 
 

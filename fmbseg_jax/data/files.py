@@ -31,8 +31,9 @@ def exists(path: epath.PathLike) -> bool:
         return epath.Path(path).exists()
     except Exception as error:  # each store has its own kinds
         raise UserError(
-            f"{path} cannot be reached ({type(error).__name__}: {error}). Give a folder, gs:// (which "
-            "needs `pip install gcsfs`) or s3:// (`pip install s3fs`), and have your credentials set."
+            f"{path} cannot be reached ({type(error).__name__}: {error}). Give a folder, gs:// "
+            "(which needs `pip install gcsfs`) or s3:// (`pip install s3fs`), and have your "
+            "credentials set."
         ) from None
 
 
@@ -52,15 +53,16 @@ def inside(name: str, source: str) -> str:
 
 
 def walk(folder: epath.PathLike) -> Iterator[str]:
-    """Paths of all files under a folder, relative to it, with forward slashes; none is hidden.
+    """Paths of all files under a folder, relative to it, with forward slashes.
 
-    Whatever links lead to a folder, it is visited once. One that cannot be read is told of.
+    None is hidden, in a hidden folder, or clutter. Whatever links lead to a folder, it is visited
+    once. One that cannot be read is told of.
     """
     if is_remote(folder):  # by one listing: epath's own walk forgets which store it is in
         filesystem, root = fsspec.url_to_fs(str(folder))
         for path in filesystem.find(root):
             name = path.removeprefix(root).lstrip("/")
-            if not any(part.startswith(".") for part in name.split("/")):
+            if not _is_hidden(name):
                 yield name
         return
     visited = set()
@@ -71,9 +73,9 @@ def walk(folder: epath.PathLike) -> Iterator[str]:
             continue
         visited.add((status.st_dev, status.st_ino))
         made = MADE if RESULTS in names else set()
-        folders[:] = sorted(name for name in folders if name[0] != "." and name not in made)
+        folders[:] = sorted(name for name in folders if not _is_hidden(name) and name not in made)
         for name in names:
-            if name[0] != "." and name not in made:
+            if not _is_hidden(name) and name not in made:
                 yield PurePath(root, name).relative_to(folder).as_posix()
 
 
@@ -88,6 +90,21 @@ def is_result(folder: Path, name: str) -> bool:
         part in MADE and (folder.joinpath(*parts[:i]) / RESULTS).is_file()
         for i, part in enumerate(parts)
     )
+
+
+_CLUTTER = {
+    "__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "thumbs.db", "desktop.ini"
+}  # fmt: skip
+"""What systems and network disks leave among files: copies, thumbnails, what was thrown away."""
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a file, by its path, is of a system's own: macOS writes `._a.jpg` beside `a.jpg`."""
+    return any(part[:2] == "._" or part.lower() in _CLUTTER for part in name.split("/"))
+
+
+def _is_hidden(name: str) -> bool:
+    return is_clutter(name) or any(part[:1] == "." for part in name.split("/"))
 
 
 def _tell(error: OSError) -> None:

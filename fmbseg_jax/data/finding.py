@@ -11,27 +11,34 @@ from typing import NamedTuple
 
 from etils import epath
 
-from fmbseg_jax.data import files
+from fmbseg_jax.data import files, opening, spelling
 from fmbseg_jax.data.images import EXTENSIONS
 from fmbseg_jax.errors import UserError
 
-
-_OTHERS = (".heic", ".heif", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".psd")
+_OTHERS = (
+    ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf",
+    ".orf", ".rw2", ".psd", ".exr", ".dcm",
+)  # fmt: skip
 """Photographs, too, which Pillow cannot open; a folder that has some is told so."""
+_NO_IMAGES = (
+    ".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".md", ".html", ".pdf", ".zip", ".tar",
+    ".gz", ".npy", ".npz", ".pkl", ".py", ".yaml", ".yml", ".mp4", ".mov", ".aae", ".xmp",
+)  # fmt: skip
+"""Files that often lie beside images, into which one need not look."""
 
 
 def find_images(folder: epath.PathLike) -> list[str]:
     """Paths of all images under `folder`, relative to it, with forward slashes, sorted.
 
-    Hidden files and folders, and results of segmenting, are none. Prints which photographs are left
-    out because of their kind or name.
+    Hidden files and folders, and results of segmenting, are none. Prints which images are left out
+    because of their kind or name.
     """
     if not files.exists(folder):
         raise UserError(f"No folder of images at {folder}. Give the path of an existing folder.")
     folder = epath.Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; give the folder that it is in.")
-    names, faults = _sorted_out(files.walk(folder))
+    names, faults = _sorted_out(folder, files.walk(folder))
     if not names:
         raise UserError(
             f"No images in {folder}. Looked for {', '.join(EXTENSIONS)} there and in its folders. "
@@ -42,19 +49,55 @@ def find_images(folder: epath.PathLike) -> list[str]:
     return names
 
 
-def _sorted_out(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The images among files, sorted; and, in sentences, which photographs cannot be read."""
+def _sorted_out(folder: epath.Path, names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The images among the files of a folder, sorted; and, in sentences, what is left out."""
     listed = sorted(names)
     images = [name for name in listed if name.lower().endswith(EXTENSIONS)]
     others = [name for name in listed if name.lower().endswith(_OTHERS)]
     strange = [name for name in images if not _is_text(name)]
     faults = []
     if others:
-        faults.append(f"Left out, for their kind: {len(others)}, such as {others[0]}; JPEG is read.")
+        faults.append(
+            f"Left out, for their kind: {len(others)}, such as {others[0]}; JPEG is read."
+        )
     if strange:
         shown = strange[0].encode("utf-8", "backslashreplace").decode()
         faults.append(f"Left out, for names that are not UTF-8: {len(strange)}, such as {shown}.")
+    if misnamed := _misnamed(folder, listed):
+        faults.append(misnamed)
     return [name for name in images if _is_text(name)], faults
+
+
+def _misnamed(folder: epath.Path, names: Sequence[str]) -> str:
+    """A sentence on images whose names do not end as such; "" where there are none."""
+    known = (*EXTENSIONS, *_OTHERS, *_NO_IMAGES)
+    others = [name for name in names if _is_text(name) and not name.lower().endswith(known)]
+    kinds: dict[str, str] = {}
+    if files.is_remote(folder):  # to look into each would take as many requests
+        others = [name for name in others if not PurePosixPath(name).suffix]
+        such = f"such as {others[0]}, and not looked into" if others else ""
+    else:
+        kinds = {name: kind for name in others if (kind := _kind(folder / name))}
+        others = list(kinds)
+        such = f"such as {others[0]}, which is a {kinds[others[0]]} file" if others else ""
+    if not others:
+        return ""
+    ending = kinds.get(others[0], "JPEG").lower().replace("jpeg", "jpg")
+    return (
+        f"Left out, for names that do not end as an image's: {len(others)}, {such}. Rename them, "
+        f"for example to {PurePosixPath(others[0]).name}.{ending}."
+    )
+
+
+def _kind(path: epath.Path) -> str:
+    """The kind of image that a file is by its first bytes; "" for others."""
+    try:
+        if not os.path.isfile(path):  # a pipe, too, would keep whoever reads it waiting
+            return ""
+        with open(path, "rb") as file:
+            return opening.kind(file.read(opening.HEAD))
+    except OSError:
+        return ""
 
 
 def _is_text(name: str) -> bool:
@@ -77,9 +120,10 @@ def png_names(names: Sequence[str], *, whole: bool = False) -> dict[str, str]:
         targets = {n: t if times[t] == 1 else f"{n}.png" for n, t in targets.items()}
     owners: dict[str, str] = {}
     for name, target in targets.items():
-        if other := owners.get(target):
-            raise UserError(f"{other} and {name} would both have {target}. Rename one.")
-        owners[target] = name
+        if other := owners.get(spelling.plain(target)):  # one file, on some disks
+            alike = spelling.differing(name, other)
+            raise UserError(f"{other} and {name} would both have {target}. Rename one.{alike}")
+        owners[spelling.plain(target)] = name
     return targets
 
 
@@ -118,7 +162,12 @@ def _find(argument: str) -> Found:
     root, pattern = Path(*path.parts[:first]), Path(*path.parts[first:])
     matches = glob.glob(str(pattern), root_dir=root, recursive=True)
     names, faults = _sorted_out(
-        Path(name).as_posix() for name in matches if not files.is_result(root, name)
+        epath.Path(root),
+        (
+            Path(name).as_posix()
+            for name in matches
+            if not files.is_result(root, name) and not files.is_clutter(Path(name).as_posix())
+        ),
     )
     if not names:
         raise UserError(

@@ -2,65 +2,157 @@
 
 from __future__ import annotations
 
-import io
+import dataclasses
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
+from fmbseg_jax.data import deep, opening, tiffs
 from fmbseg_jax.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".avif")
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "AVIF")
-"""What Pillow may open: pictures, whatever a file is called, and no PostScript."""
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".tif", ".tiff", ".webp",
+    ".gif", ".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".avif",
+)  # fmt: skip
 LONGEST = 60_000
 """Longest side of an image, in pixels; a JPEG has room for it, and for a legend."""
 LONG_SIDE = 2048
 """Longest side of a resized image, as in the evaluation protocol (mmseg's `img_scale`)."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How image files are read; the same in every stage, since records hold the files."""
+
+    deep: str = "file"
+    """What scales more than 8 bits a channel, "file" or "type"; see `deep.to_8_bits`."""
+    megapixels: int = 178
+    """Images with more million pixels are refused: a small file may claim to be one."""
+    prefix: str = dataclasses.field(default="", compare=False)
+    """What stands before `deep` and `max_megapixels` where they are set: "--config.data."."""
+
+    def of_deep(self, count: int, example: str) -> str:
+        """What a program says, once, of the deep images it has read; "" where there are none.
+
+        Args:
+          count: of these images.
+          example: the name of one.
+        """
+        if not count:
+            return ""
+        images = f"1 image, {example}, has" if count == 1 else f"{count:,} images have"
+        such = "" if count == 1 else f", such as {example}"
+        if self.deep == "type":
+            how = "by what its type holds"
+            other = "file scales from its lowest to its highest value"
+        else:
+            how = "from its lowest to its highest value"
+            other = "type scales by what the type holds"
+        return (
+            f"{images} more than 8 bits a channel{such}: each is scaled {how}; "
+            f"{self.prefix}deep={other}."
+        )
+
+
+USUAL = Reading()
+
+
 class ImageError(UserError):
     """A file is not an image that can be read; the message says why."""
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, reading: Reading = USUAL, name: str = "") -> np.ndarray:
     """Any image file that Pillow reads → uint8 [H, W, 3], RGB, upright (EXIF rotation applied).
 
-    Transparent pixels are laid over white; 16-bit images are scaled to 8 bits, not cut off.
+    Transparent pixels are laid over white; more than 8 bits are scaled to 8, not cut off.
+
+    Args:
+      name: of the file: TGA is told by it alone.
 
     Raises:
-      ImageError: the data is not an image, is cut short, or is too large to be one.
+      ImageError: the data is not an image, is cut short, is too large, or is one that would come
+        out wrong, such as one of many channels.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-            return pixels(file)
+        if fault := tiffs.fault(data):
+            raise ValueError(fault)
+        with _opened(data, name) as file:
+            return _pixels(file, data, reading)
     except MemoryError:  # not the file's fault
         raise
     except Exception as error:  # Pillow's readers raise many kinds on damaged files
-        reason = str(error) or type(error).__name__
-        if "cannot identify" in reason:  # it would show the address of a buffer
-            reason = "not an image file, or damaged at its start"
-        raise ImageError(f"cannot be read: {reason}") from None
+        raise ImageError(f"cannot be read: {str(error) or type(error).__name__}") from None
 
 
-def count_pixels(data: bytes) -> int:
-    """Pixels of an image file, by its header; 0 where it cannot be read."""
+def decode_named(data: bytes, reading: Reading, name: str) -> np.ndarray:
+    """As `decode`, where an error is not caught: it says which image it is."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-            return file.width * file.height
+        return decode(data, reading, name)
+    except ImageError as error:
+        raise ImageError(f"The image {name} {error}.") from None
+
+
+def _opened(data: bytes, name: str) -> Image.Image:
+    try:
+        return opening.opened(data, name)
+    except ValueError:
+        if known := tiffs.description(data):
+            raise ValueError(known) from None
+        raise
+
+
+def size(data: bytes, name: str = "") -> tuple[int, int]:
+    """(height, width) of an image file, by its header; (0, 0) where it cannot be read."""
+    try:
+        with opening.opened(data, name) as file:
+            return file.height, file.width
     except Exception:  # `decode` says why
-        return 0
+        return 0, 0
 
 
-def pixels(image: Image.Image) -> np.ndarray:
-    """A Pillow image → uint8 [H, W, 3], RGB, upright; transparency and depth as in `decode`."""
-    if max(image.size) > LONGEST:
-        raise ValueError(f"it is {max(image.size)} pixels long; {LONGEST} are possible")
+def is_deep(file: bytes | BinaryIO, name: str = "") -> bool:
+    """Whether an image file, its data or itself, has more than 8 bits a channel, by its header."""
+    try:
+        with opening.opened(file, name) as image:
+            return deep.is_deep(image)
+    except Exception:  # `decode` says why
+        return False
+
+
+def pixels(image: Image.Image, reading: Reading = USUAL) -> np.ndarray:
+    """A Pillow image → uint8 [H, W, 3], RGB, upright; transparency and depth as in `decode`.
+
+    Of 16 bits in colour Pillow itself keeps 8 as soon as the image is decoded; so one that is not
+    is left like that, and what it was opened from is read again.
+    """
+    if isinstance(image, TiffImageFile) and (fault := tiffs.fault_of(image.tag_v2)):
+        raise ValueError(fault)
+    data = b""
+    if deep.is_deep(image) and opening.raw_mode(image):
+        assert isinstance(image, ImageFile.ImageFile) and image.fp and image.format
+        frame, place = image.tell(), image.fp.tell()
+        image.fp.seek(0)
+        data = image.fp.read()
+        image.fp.seek(place)
+        image = opening.opened(data, kinds=(image.format,))
+        image.seek(frame)
+    return _pixels(image, data, reading)
+
+
+def _pixels(image: Image.Image, data: bytes, reading: Reading) -> np.ndarray:
+    """As `pixels`; `data` are the file's."""
+    _check_size(image.width, image.height, reading)
+    if deep.is_deep(image):
+        return deep.to_8_bits(deep.levels(image, data), reading.deep)
+    step = opening.GREY_STEPS.get(opening.raw_mode(image), 1)
     image.load()
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        return _scale_to_8_bits(np.asarray(image))
+    if isinstance(image.info.get("transparency"), int):
+        image.info["transparency"] *= step
     if image.mode == "La":  # opacity multiplied in: Pillow converts it to this one alone
         image = image.convert("LA")
     if "A" in image.getbands() or "transparency" in image.info:
@@ -69,19 +161,16 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def _scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:
-    """Grey levels → uint8 [H, W, 3]: of 16 bits by their range; of others, 0 to the largest.
-
-    In 32 bits, and in floating point, files hold anything; up to 1, 255 or 65535 is usual.
-    """
-    if not np.isfinite(pixels).all():
-        raise ValueError("it holds values that are not finite")
-    largest = pixels.max(initial=0)
-    usual = [65535] if pixels.dtype == np.uint16 else [255, 65535]
-    usual = [1, *usual] if pixels.dtype.kind == "f" else usual
-    top = next((top for top in usual if largest <= top), largest)
-    grey = np.clip(pixels.astype(np.float64) * (255 / top), 0, 255)
-    return np.repeat(np.round(grey).astype(np.uint8)[..., None], 3, axis=-1)
+def _check_size(width: int, height: int, reading: Reading) -> None:
+    if max(width, height) > LONGEST:
+        raise ValueError(f"it is {max(width, height)} pixels long; {LONGEST} are possible")
+    if width * height > reading.megapixels * 1_000_000:
+        megapixels = math.ceil(width * height / 1e6)
+        raise ValueError(
+            f"it has {megapixels} megapixels ({width} x {height}), and the limit is "
+            f"{reading.megapixels}; {reading.prefix}max_megapixels={megapixels} raises it, where "
+            "there is memory for that"
+        )
 
 
 def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:

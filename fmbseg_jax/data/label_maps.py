@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from fmbseg_jax.data.images import EXTENSIONS, FORMATS
+from fmbseg_jax.data import opening, spelling
+from fmbseg_jax.data.images import EXTENSIONS, LONGEST
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
 
@@ -18,6 +19,11 @@ def path(folder: Path, name: str) -> Path:
     """Where the label map of the image `name` lies, whether that has a file's ending or not."""
     stem, dot, ending = name.rpartition(".")
     return folder / f"{stem if dot + ending.lower() in EXTENSIONS else name}.png"
+
+
+def find(folder: Path, name: str) -> Path:
+    """As `path`, in the spelling of the file that is there; see `spelling.beside`."""
+    return spelling.beside(folder, path(Path(), name).as_posix())
 
 
 def encode(labels: np.ndarray) -> bytes:
@@ -54,17 +60,13 @@ def decode(data: bytes, source: str) -> np.ndarray:
       source: where it was read, for the message.
 
     Raises:
-      UserError: it is no PNG, or damaged.
+      UserError: it is no PNG of one channel, or damaged.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            return np.asarray(image).astype(np.uint16)
-    except Exception as error:  # Pillow's readers raise many kinds on damaged files
-        raise UserError(f"The label map of {source} cannot be read: {error}") from None
+    return _values(data, f"The label map of {source}").astype(np.uint16)
 
 
 def read(file: str | Path, num_words: int) -> np.ndarray:
-    """Any label PNG, grey (8 or 16 bits) or palette → uint16 [H, W]; 255 of 8 bits is IGNORE.
+    """Any label PNG, grey (1 to 16 bits) or palette → uint16 [H, W]; 255 of 8 bits is IGNORE.
 
     Raises:
       UserError: as `read_values`, or the map has an index of `num_words` or more.
@@ -72,7 +74,7 @@ def read(file: str | Path, num_words: int) -> np.ndarray:
     labels = read_values(file)
     if labels.dtype == np.uint8:
         labels = np.where(labels == 255, IGNORE, labels.astype(np.uint16))
-    wrong = labels[(labels != IGNORE) & ((labels < 0) | (labels >= num_words))]
+    wrong = labels[(labels != IGNORE) & (labels >= num_words)]
     if wrong.size:
         raise UserError(
             f"The label map {file} has the index {int(wrong.flat[0])}; {num_words} words allow 0 "
@@ -82,21 +84,100 @@ def read(file: str | Path, num_words: int) -> np.ndarray:
 
 
 def read_values(file: str | Path) -> np.ndarray:
-    """Any PNG of one channel → its values [H, W], uint8 where it has 8 bits.
+    """Any PNG of one channel → its values [H, W], uint8, or uint16 where it has 16 bits.
+
+    Upright, should it have an EXIF rotation.
 
     Raises:
-      UserError: there is no such file, it cannot be read, or has several channels.
+      UserError: there is no such file, it is no PNG, is damaged, or has several channels.
     """
+    return _values(read_bytes(file), f"The label map {file}")
+
+
+def read_bytes(file: str | Path) -> bytes:
+    """The bytes of a label map; raises UserError where there are none to be read."""
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            mode, values = image.mode, np.asarray(image)
+        return Path(file).read_bytes()
     except FileNotFoundError:
         raise UserError(f"No label map at {file}.") from None
-    except Exception as error:  # Pillow's readers raise many kinds on damaged files
-        raise UserError(f"The label map {file} cannot be read: {error}") from None
-    if mode not in ("L", "P") and not mode.startswith("I"):
+    except OSError as error:
+        raise UserError(f"The label map {file} cannot be read: {error.strerror}.") from None
+
+
+def png(data: bytes, source: str) -> Image.Image:
+    """A PNG that is not decoded yet; others lose values, or hold more than one image.
+
+    Args:
+      source: what it is, for the message.
+
+    Raises:
+      UserError: it is something else.
+    """
+    kind = opening.kind(data[: opening.HEAD])
+    if kind and kind != "PNG":
+        lossy = ", which changes values" * (kind in ("JPEG", "WEBP", "AVIF"))
         raise UserError(
-            f"The label map {file} has mode {mode}; expected one channel of 8 or 16 bits that "
-            "holds indices. A map of colours has to be converted first."
+            f"{source} cannot be read: it is a {kind} file{lossy}, whatever its name. Save label "
+            "maps as PNG where they are made; a lossy one cannot be converted back."
         )
-    return values
+    try:
+        image = opening.opened(data, kinds=("PNG",))
+    except ValueError as error:
+        raise UserError(f"{source} cannot be read: {error}.") from None
+    if max(image.size) > LONGEST:
+        raise UserError(f"{source} is {max(image.size)} pixels long; {LONGEST} are possible.")
+    return image
+
+
+def _values(data: bytes, source: str) -> np.ndarray:
+    with png(data, source) as image:
+        mode, lies_in = image.mode, opening.raw_mode(image)
+        _check_channels(image, source)
+        try:
+            values = np.asarray(ImageOps.exif_transpose(image))
+        except Exception as error:  # Pillow's readers raise many kinds on damaged files
+            raise UserError(f"{source} cannot be read: {error}") from None
+    if mode.startswith("I"):
+        return values.astype(np.uint16)
+    return values.astype(np.uint8) // np.uint8(opening.GREY_STEPS.get(lies_in, 1))
+
+
+def _check_channels(image: Image.Image, source: str) -> None:
+    if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
+        return
+    advice = "A map of colours has to be converted first."
+    if image.mode == "RGB" and opening.raw_mode(image) == "RGB" and _is_grey(image):
+        advice = "Its three channels are equal: save one of them."
+    elif image.mode in ("LA", "RGBA"):
+        advice = "Save it without opacity; a map of colours has to be converted to indices first."
+    raise UserError(
+        f"{source} has mode {image.mode}; expected one channel that holds indices, grey or "
+        f"palette. {advice}"
+    )
+
+
+def _is_grey(image: Image.Image) -> bool:
+    try:
+        colours = np.asarray(image)
+    except Exception:  # damaged, too
+        return False
+    return bool(np.all(colours == colours[..., :1]))
+
+
+def size_fault(labels: np.ndarray, size: Sequence[int], image: str | Path) -> str:
+    """How a label map [H, W] differs in size from its image; "" where it does not.
+
+    Args:
+      size: (height, width) of the image, upright.
+      image: its name.
+    """
+    (height, width), there = labels.shape, (int(size[0]), int(size[1]))
+    if (height, width) == there:
+        return ""
+    told = (
+        f"is {width} × {height} pixels, its image {image} {there[1]} × {there[0]} (upright). A "
+        "label map has the size of its image."
+    )
+    if (width, height) == there:
+        told += " Is the image turned by its EXIF data? Turn the label map as well."
+    return told

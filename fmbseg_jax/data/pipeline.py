@@ -21,7 +21,7 @@ Iterator: TypeAlias = grain.DatasetIterator
 
 
 Example = dict[str, np.ndarray]
-"""What one image contributes to a batch: labels int32 [n], and patches [n, d] or pixels [H, W, 3]."""
+"""What one image gives to a batch: labels int32 [n], and patches [n, d] or pixels [H, W, 3]."""
 
 
 class TrainBatches:

@@ -103,7 +103,9 @@ _PIXEL_MAPS = tuple(
 )
 _CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 """Of Cityscapes' ids, the 19 that are scored."""
-_FROM_CITYSCAPES_IDS = {i: 255 for i in (*range(34), 255)} | {i: n for n, i in enumerate(_CITYSCAPES)}
+_FROM_CITYSCAPES_IDS = {i: 255 for i in (*range(34), 255)} | {
+    i: n for n, i in enumerate(_CITYSCAPES)
+}
 
 _VOC = Published(
     title="Pascal VOC 2012",
@@ -120,7 +122,8 @@ _VOC = Published(
 )
 _CONTEXT = Published(
     title="Pascal Context",
-    names="context60.txt", first=0,
+    names="context60.txt",
+    first=0,
     count=5104,
     roots=("VOCdevkit/VOC2010", "VOC2010", "."),
     images=("JPEGImages/{}.jpg",),
@@ -131,7 +134,8 @@ _CONTEXT = Published(
 )
 _COCO = Published(
     title="COCO-Stuff",
-    names="coco_stuff171.txt", first=0,
+    names="coco_stuff171.txt",
+    first=0,
     count=5000,
     roots=("coco_stuff164k", "coco", "coco_object", "."),
     images=("images/val2017/{}.jpg", "val2017/{}.jpg"),

@@ -106,7 +106,10 @@ class ShardWriter:
         self.num_bytes += len(data)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         try:
             if error is None and not is_remote(self.path):
