@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmbseg_jax.data.files import write_atomically
-from fmbseg_jax.errors import UserError
+from fmbseg_jax.errors import NotFiniteError, UserError
 from fmbseg_jax.models import encoders, weights
 from fmbseg_jax.vocabulary import TEMPLATE, prompts, synonyms
 
@@ -93,7 +93,10 @@ class TextFeatures:
         padded = np.full((_BATCH, length), module.spec.end, np.int32)
         for i, row in enumerate(rows):
             padded[i, : len(row)] = row
-        return np.asarray(apply(params, jnp.asarray(padded)))[: len(rows)]
+        features = np.asarray(apply(params, jnp.asarray(padded)))[: len(rows)]
+        if not np.isfinite(features).all():
+            raise NotFiniteError.of(f"The text encoder of {self._source}", "float32")
+        return features
 
     def _path(self, sentence: str) -> Path:
         return self._folder / f"{hashlib.sha256(sentence.encode()).hexdigest()[:32]}.npy"
@@ -102,9 +105,12 @@ class TextFeatures:
         """Whether the feature is in memory, after a look at the disk."""
         if sentence not in self._known:
             try:
-                self._known[sentence] = np.load(self._path(sentence))
+                feature = np.load(self._path(sentence))
             except (OSError, ValueError, EOFError):  # not there, or damaged: made again
                 return False
+            if not np.isfinite(feature).all():
+                return False
+            self._known[sentence] = feature
         return True
 
     def _remember(self, sentence: str, feature: np.ndarray) -> None:

@@ -132,7 +132,7 @@ def train_step(
 
     Returns:
       The next state, and scalars: loss, accuracy over the labelled patches of the loss, gradient
-      norm, and whether loss, gradient and new parameters are finite.
+      norm, whether loss, gradient and new parameters are finite, and whether the patches were.
     """
     loss_of = functools.partial(_loss, objective)
     if objective.mesh:
@@ -144,7 +144,7 @@ def train_step(
             out_specs=(same, same),
         )
     key = jax.random.fold_in(state.key, state.step)
-    (loss, accuracy), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+    (loss, (accuracy, patches_finite)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
         state.params, batch, text, frozen, key
     )
     updates, opt_state = objective.optimizer.update(gradient, state.opt_state, state.params)
@@ -155,14 +155,19 @@ def train_step(
         "accuracy": accuracy,
         "gradient_norm": optax.global_norm(gradient),
         "finite": jnp.all(jnp.stack(finite)),
+        "patches_finite": patches_finite,
     }
     return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
 
 def _loss(
     objective: Objective, params: Any, batch: dict[str, Array], text: Array, frozen: Any, key: Array
-) -> tuple[Array, Array]:
-    """Loss and accuracy over the global batch, from this device's share of it."""
+) -> tuple[Array, tuple[Array, Array]]:
+    """Loss over the global batch, from this device's share of it.
+
+    Returns:
+      The loss; the accuracy, and whether no patch of the batch is NaN or infinite.
+    """
     axis_name = objective.mesh.axis_names[0] if objective.mesh else None
     if objective.encoder is None:
         patches = batch["patches"].astype(jnp.float32)
@@ -180,8 +185,9 @@ def _loss(
         axis_name=axis_name,
     )  # fmt: skip
     right = jnp.argmax(similarities(aligned, words), axis=-1) == labels
-    counts = total(jnp.stack([jnp.sum(right), jnp.sum(labels != IGNORE)]), axis_name)
-    return loss, counts[0] / jnp.maximum(counts[1], 1)
+    unfit = jnp.sum(~jnp.isfinite(patches))
+    counts = total(jnp.stack([jnp.sum(right), jnp.sum(labels != IGNORE), unfit]), axis_name)
+    return loss, (counts[0] / jnp.maximum(counts[1], 1), counts[2] == 0)
 
 
 def _aligned(objective: Objective, params: Any, patches: Array) -> Array:
