@@ -168,7 +168,7 @@ def replaced(folder: Path) -> Iterator[Path]:
         folder.rename(old)
     try:
         unfinished.rename(folder)
-    except OSError:
+    except BaseException:  # Ctrl-C, too
         if old.exists():
             old.rename(folder)
         raise
