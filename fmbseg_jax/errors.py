@@ -7,6 +7,10 @@ class UserError(ValueError):
     """Something the user can mend: the message says what was expected, what came, what to do."""
 
 
+class UnsupportedSystem(ImportError):
+    """This is Windows, which lacks what a module needs."""
+
+
 class NotFiniteError(UserError):
     """A model gives numbers that are NaN or infinite; the message says what to change."""
 

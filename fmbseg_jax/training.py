@@ -114,7 +114,7 @@ def optimizer(train: Train, steps: int) -> optax.GradientTransformation:
 def create_state(objective: Objective, seed: int, width: int) -> TrainState:
     """A fresh aligner for patches of `width` channels."""
     key = jax.random.PRNGKey(seed)
-    params = jax.jit(objective.aligner.init)(key, jnp.zeros((1, 4, width)))["params"]
+    params = jax.jit(objective.aligner.init)(key, jnp.zeros((1, 4, width), jnp.float32))["params"]
     return TrainState(jnp.zeros((), jnp.int32), params, objective.optimizer.init(params), key)
 
 
@@ -210,8 +210,10 @@ def _draw(
 ) -> tuple[Array, Array]:
     """`count` patches of each image, labelled ones first; the same on however many devices."""
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * len(labels)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(len(labels)))
-    lots = jax.vmap(lambda key: jax.random.uniform(key, labels.shape[1:]))(keys)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(
+        first + jnp.arange(len(labels), dtype=jnp.int32)
+    )
+    lots = jax.vmap(lambda key: jax.random.uniform(key, labels.shape[1:], jnp.float32))(keys)
     chosen = jax.lax.top_k(jnp.where(labels == IGNORE, -1, lots), count)[1]
     return (
         jnp.take_along_axis(aligned, chosen[..., None], axis=1),
@@ -225,5 +227,5 @@ def _text_weight(
     """w of equation 1; balanced, times (labelled patches) / (words that have one)."""
     if not objective.balanced or objective.loss != "tsupcon":
         return objective.text_weight
-    counts = total(jnp.sum(jax.nn.one_hot(labels, num_words), axis=0), axis_name)
+    counts = total(jnp.sum(jax.nn.one_hot(labels, num_words, dtype=jnp.float32), axis=0), axis_name)
     return objective.text_weight * jnp.sum(counts) / jnp.maximum(jnp.sum(counts > 0), 1)

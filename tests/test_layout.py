@@ -12,7 +12,7 @@ LAYERS = [
     "config vocabulary workfolder program hub figures data.files data.threads data.tfrecord "
     "data.example data.images data.accept data.finding data.label_maps data.coco "
     "data.published data.benchmarks classes recent colours card outputs data.coco_writer "
-    "data.links listening",
+    "data.links listening fonts home",
     "models.positions models.transformer models.specs models.tables models.encoders "
     "models.weights models.aligner similarity rings pairs_by_row pairs losses windows pamr sliding "
     "metrics",

@@ -209,7 +209,7 @@ def text_spec(source: str) -> TextSpec:
 
 
 def _example(spec: VisionSpec) -> Array:
-    return jnp.zeros((1, spec.patch, spec.patch, 3))
+    return jnp.zeros((1, spec.patch, spec.patch, 3), jnp.float32)
 
 
 def _with_dtype(spec: Any, dtype: str) -> Any:
