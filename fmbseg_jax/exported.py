@@ -149,7 +149,8 @@ def check_shapes(folder: Path, template: Any, advice: str, shown: Path) -> None:
     )
     if not there:
         raise UserError(
-            f"{shown} holds no parameters that can be read: it was not written whole. {advice}"
+            f"{shown} holds no parameters that can be read: it is damaged, or was not written "
+            f"whole. {advice}"
         )
     differing = [
         f"{name}: {list(there[name]) if name in there else 'nothing'} there, "
