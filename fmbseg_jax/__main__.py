@@ -8,6 +8,7 @@ import sys
 
 import fmbseg_jax
 from fmbseg_jax import extras
+from fmbseg_jax.errors import UnsupportedSystem
 
 PROGRAMS = {
     "label": ("labelling", "images and words → pseudo labels, by CLIP and SAM"),
@@ -55,6 +56,8 @@ def start(module: str) -> None:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except ModuleNotFoundError as error:
         sys.exit(extras.missing(error))
+    except UnsupportedSystem as error:
+        sys.exit(f"\nerror: {error}")
 
 
 if __name__ == "__main__":

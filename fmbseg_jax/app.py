@@ -24,7 +24,7 @@ from typing import Any
 
 from absl import flags
 
-from fmbseg_jax import exported, program, vocabulary
+from fmbseg_jax import exported, listening, program, vocabulary
 from fmbseg_jax.answers import Answers
 from fmbseg_jax.data import finding
 from fmbseg_jax.errors import UserError
@@ -36,16 +36,20 @@ _WORDS = 20  # of the training's, that stand in the box at first
 
 def main() -> None:
     program.require("model")
+    host = FLAGS.host.strip("[]")
+    listening.check_host(host)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # all remove what was uploaded
         signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="fmbseg_page_") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # read when Gradio is imported
+        # These are read when Gradio, or httpx in it, is imported.
+        listening.reach_directly(host, os.environ)
+        os.environ["GRADIO_TEMP_DIR"] = folder
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["FMBSEG_CACHE"] = folder  # of the words that people type
-        _serve(Path(folder))
+        _serve(Path(folder), host)
 
 
-def _serve(folder: Path) -> None:
+def _serve(folder: Path, host: str) -> None:
     model = exported.read_model(exported.locate(FLAGS.model))
     words = vocabulary.parse_words(FLAGS.words) if FLAGS.words else tuple(model["words"][:_WORDS])
     examples = []
@@ -66,7 +70,7 @@ def _serve(folder: Path) -> None:
     blocks = page.build(answers, words, examples, title)
     try:
         _, address, _ = blocks.launch(
-            server_name=FLAGS.host,
+            server_name=listening.in_address(host),
             server_port=FLAGS.port or None,
             max_file_size=f"{FLAGS.max_megabytes}mb",
             prevent_thread_lock=True,
@@ -81,11 +85,10 @@ def _serve(folder: Path) -> None:
     except OSError as error:
         port = FLAGS.port or "from 7860 on"
         raise UserError(
-            f"Port {port} of {FLAGS.host} is taken, or may not be used ({error}). Give another "
-            "--port."
+            f"Port {port} of {host} is taken, or may not be used ({error}). Give another --port."
         ) from None
-    if FLAGS.host not in ("127.0.0.1", "localhost", "::1"):
-        print(f"Whoever reaches {FLAGS.host} can use this page: it has no login.")
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        print(f"Whoever reaches {host} can use this page: it has no login.")
     with contextlib.suppress(KeyboardInterrupt):
         print(f"The page is at {address} Ctrl-C ends it.", flush=True)
         threading.Event().wait()

@@ -22,6 +22,7 @@ def model_card(model: dict[str, Any]) -> str:
             "It learnt from labels that models made, with their errors and biases; no person has "
             "checked them."
         )
+    versions = ", ".join(f"{name} {version}" for name, version in model["versions"].items())
     return f"""---
 library_name: fmbseg-jax
 pipeline_tag: image-segmentation
@@ -47,6 +48,7 @@ segmented by any words.
 | loss | {model["config"]["train.loss"]}, temperature {model["config"]["train.temperature"]} |
 | trained on | {model["images"]} images, {model["steps"]} steps, {len(model["words"])} words |
 | words | {words} |
+| trained with | {versions} |
 | started from | {model["config"]["train.start_from"] or "random parameters"} |
 
 {labels}

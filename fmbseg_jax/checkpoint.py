@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from fmbseg_jax import sharding
 from fmbseg_jax.data import pipeline
+from fmbseg_jax.data.links import without_patterns
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.exported import check_shapes
 
@@ -37,6 +38,9 @@ class Checkpoints:
           score: what the scores are; those of another kind are not compared with them.
         """
         self._folder, self._keep, self._kind = folder.resolve(), keep, score
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._open_path = contextlib.ExitStack()
+        self._path = self._open_path.enter_context(without_patterns(self._folder))
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -44,11 +48,10 @@ class Checkpoints:
         best = policy.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
         last = policy.preservation_policy.LatestN(self._keep)
         options = ocp.CheckpointManagerOptions(
-            create=True,
             best_fn=self._score,  # else scores are forgotten when the folder is opened again
             preservation_policy=policy.AnyPreservationPolicy([last, best]),
         )
-        return ocp.CheckpointManager(self._folder, options=options)
+        return ocp.CheckpointManager(self._path, options=options)
 
     def _score(self, metrics: dict[str, float]) -> float:
         return metrics.get(self._kind, -math.inf)
@@ -149,9 +152,11 @@ class Checkpoints:
         return self._manager.restore(step, args=arguments)["state"]
 
     def _restore_arguments(self, step: int, state: Any) -> Any:
+        state_path = Path(str(step), "state")
         check_shapes(
-            self._folder / str(step) / "state", state,
+            self._path / state_path, state,
             "Set the config back to what it was, or delete that folder to train afresh.",
+            shown=self._folder / state_path,
         )  # fmt: skip
         return ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state))
 
@@ -159,3 +164,4 @@ class Checkpoints:
         """Waits for the last save."""
         self.wait()
         self._manager.close()
+        self._open_path.close()

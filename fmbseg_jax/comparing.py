@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,17 @@ from fmbseg_jax.sliding import Layout
 from fmbseg_jax.windows import Encoded
 
 
-def compare(encoded: Encoded[Any], text_on: Callable[[Any], Array]) -> Array:
-    """Similarities of an image's windows with T words, [n, h, w, T].
+class Compared(NamedTuple):
+    """An image's windows, compared with T words."""
+
+    similarities: Array
+    """[n, h, w, T]."""
+    finite: Array
+    """bool [], whether none of them is NaN or infinite."""
+
+
+def compare(encoded: Encoded[Any], text_on: Callable[[Any], Array]) -> Compared:
+    """Compares an image's windows with T words.
 
     Args:
       text_on: the words' features [T, D] on a device.
@@ -46,14 +55,15 @@ def by_pixel(
 _AT_ONCE = 8  # words brought to the pixels; all of them, in float32, would be twice the result
 
 
-def _with_words(batches: list[Array], index: Array, text: Array) -> Array:
-    """Similarities with the words of one image's windows, picked out of their batches."""
+def _with_words(batches: list[Array], index: Array, text: Array) -> Compared:
+    """One image's windows, picked out of their batches, compared with the words."""
     size = len(batches[0])
     picked = batches[0][index % size]
     for i, batch in enumerate(batches[1:], 1):
         here = (index // size == i)[:, None, None, None]
         picked = jnp.where(here, batch[index % size], picked)
-    return similarities(picked, text)
+    found = similarities(picked, text)
+    return Compared(found, jnp.all(jnp.isfinite(found)))
 
 
 _compare: Any = jax.jit(_with_words)

@@ -57,7 +57,7 @@ class Aligned:
     @property
     def shapes(self) -> Any:
         """Of the aligner's parameters, without any array."""
-        some = jnp.zeros((1, 4, self._vision.spec.transformer.width))
+        some = jnp.zeros((1, 4, self._vision.spec.transformer.width), jnp.float32)
         return jax.eval_shape(self._aligner.init, jax.random.key(0), some)["params"]
 
     def use(self, params: Any) -> None:

@@ -31,6 +31,7 @@ from fmbseg_jax.config import Config
 from fmbseg_jax.data import label_maps
 from fmbseg_jax.data.benchmarks import Benchmark, open_folder, open_published
 from fmbseg_jax.data.completeness import check
+from fmbseg_jax.data.files import moved_aside
 from fmbseg_jax.data.published import PUBLISHED
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.evaluation import Result
@@ -103,7 +104,7 @@ def _models(config: Config, workdir: Path, model: str, with_clip: bool) -> list[
     found = [
         Model.exported(name, export, config.eval)
         for name, export in exports.items()
-        if export.exists() or (model and name == "aligner")
+        if export.exists() or moved_aside(export).exists() or (model and name == "aligner")
     ]
     if with_clip:
         found.append(Model.clip("clip_windows", config.models.clip, config.eval))

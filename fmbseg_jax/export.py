@@ -94,7 +94,8 @@ def _own(folder: Path, out: Path) -> Path:
             f"--out={out} is there already, or lies in the export. Give a folder that is new."
         )
     with replaced(out) as new:
-        shutil.copytree(folder, new)
+        shutil.copytree(folder, new, dirs_exist_ok=True)
+        exported.read_model(new)  # whether all of it has come
     return out
 
 

@@ -21,7 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fmbseg_jax import hub
-from fmbseg_jax.data.files import replaced
+from fmbseg_jax.data.files import moved_aside, replaced
+from fmbseg_jax.data.links import without_patterns
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.model_facts import read_model, sizes
 
@@ -48,18 +49,41 @@ class Export:
 def save_export(folder: Path, export: Export, card: str) -> None:
     """Writes Orbax params, model.json and a README; the folder appears when it is whole.
 
-    It takes the place of an earlier one, and of what `fmbseg export` has added to that.
+    What was written is read again; only then it takes the place of an earlier export, and of what
+    `fmbseg export` has added to that.
 
     For process 0 alone: the others are not waited for.
+
+    Raises:
+      UserError: what was written cannot be read; the earlier export is as it was.
     """
-    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
     with replaced(folder) as new:
-        with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-            checkpointer.save(new.resolve() / "params", jax.device_get(export.params))
+        _save(new, jax.device_get(export.params))
         params = {"hash": digest(export.params), "files": sizes(new / "params")}
         model = json.dumps(export.model | {"params": params}, indent=1)
         (new / "model.json").write_text(model + "\n")
         (new / "README.md").write_text(card)
+        try:
+            load_export(new, export.params)
+        except UserError as error:
+            raise UserError(
+                f"The aligner could not be written to {folder}: what was written cannot be read "
+                f"({error}). What was there is as it was. Is the disk sound?"
+            ) from error
+
+
+def _save(folder: Path, params: Any) -> None:
+    with without_patterns(folder) as path, _checkpointer() as checkpointer:
+        checkpointer.save(path / "params", params)
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """One that waits for no other process: what is read or written is small, and on this host."""
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"only{process}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 def load_export(folder: str | Path, template: Any) -> Any:
@@ -74,12 +98,16 @@ def load_export(folder: str | Path, template: Any) -> Any:
     template = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), template
     )
-    path, known = Path(folder).resolve() / "params", read_model(folder).get("params")
-    damaged = UserError(f"The parameters in {path} are damaged. Fetch or export them again.")
+    folder, known = Path(folder), read_model(folder).get("params")
+    damaged = UserError(
+        f"The parameters in {folder / 'params'} are damaged. Fetch or export them again."
+    )
     try:
-        check_shapes(path, template, "Give the export of an aligner of this config.")
-        with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore(path, template)
+        with without_patterns(folder) as path:
+            advice = "Give the export of an aligner of this config."
+            check_shapes(path / "params", template, advice, shown=folder / "params")
+            with _checkpointer() as checkpointer:
+                params = checkpointer.restore(path / "params", template)
     except UserError:
         raise
     except Exception as error:  # Orbax and tensorstore have many kinds for bytes that changed
@@ -101,7 +129,7 @@ def digest(params: Any) -> str:
 
 def locate(path: str | Path) -> Path:
     """The folder of an export: `path` itself, or a hub id's files, fetched once under a bar."""
-    if Path(path).exists() or not hub.is_id(str(path)):
+    if Path(path).exists() or moved_aside(Path(path)).exists() or not hub.is_id(str(path)):
         return Path(path)
     return hub.fetch(str(path), _own_files, read_model, _OWN)
 
@@ -114,9 +142,13 @@ def _own_files(names: Sequence[str]) -> list[str]:
     return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in _OWN)]
 
 
-def check_shapes(folder: Path, template: Any, advice: str) -> None:
-    """Raises UserError, with both shapes, where saved arrays are not those of `template`."""
-    with ocp.StandardCheckpointer() as checkpointer:
+def check_shapes(folder: Path, template: Any, advice: str, shown: Path) -> None:
+    """Raises UserError, with both shapes, where saved arrays are not those of `template`.
+
+    Args:
+      shown: what the message calls the folder.
+    """
+    with _checkpointer() as checkpointer:
         saved = checkpointer.metadata(folder).item_metadata
     there, here = (
         {
@@ -125,6 +157,11 @@ def check_shapes(folder: Path, template: Any, advice: str) -> None:
         }
         for tree in (saved.tree if hasattr(saved, "tree") else saved, template)
     )
+    if not there:
+        raise UserError(
+            f"{shown} holds no parameters that can be read: it is damaged, or was not written "
+            f"whole. {advice}"
+        )
     differing = [
         f"{name}: {list(there[name]) if name in there else 'nothing'} there, "
         f"{list(here[name]) if name in here else 'nothing'} here"
@@ -134,6 +171,6 @@ def check_shapes(folder: Path, template: Any, advice: str) -> None:
     if differing:
         more = f"\n  and {len(differing) - 8} more" if len(differing) > 8 else ""
         raise UserError(
-            f"{folder} is of another architecture:\n  " + "\n  ".join(differing[:8]) + more
+            f"{shown} is of another architecture:\n  " + "\n  ".join(differing[:8]) + more
             + f"\n{advice}"
         )  # fmt: skip

@@ -6,9 +6,10 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from fmbseg_jax.colours import PAPER, UNLABELLED, palette
+from fmbseg_jax.fonts import Font
 from fmbseg_jax.vocabulary import IGNORE
 
 _INK = (34, 36, 42)
@@ -83,11 +84,6 @@ def heat_map(values: np.ndarray) -> np.ndarray:
     return (stops[below] * (1 - part) + stops[below + 1] * part).astype(np.uint8)
 
 
-def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """Pillow's own font; `size` in pixels."""
-    return ImageFont.load_default(size)
-
-
 def legend(
     words: Sequence[str],
     width: int,
@@ -105,10 +101,10 @@ def legend(
     if ignored:
         indices.append(len(words))
     words = [*words, ignored]
-    letters = font(size)
+    letters = Font(size)
     entries, x, y = [], 0, 0
     for i in indices:
-        step = int(letters.getlength(words[i])) + 2 * size + 16
+        step = int(letters.length(words[i])) + 2 * size + 16
         if x and x + step > width:
             x, y = 0, y + size + 12
         entries.append((i, x, y))
@@ -118,7 +114,7 @@ def legend(
     for i, x, y in entries:
         box = (x, y + 3, x + size + 3, y + size + 6)
         draw.rounded_rectangle(box, 4, tuple(colours[i].tolist()))
-        draw.text((x + size + 10, y + 2), words[i], _INK, letters)
+        letters.draw(draw, (x + size + 10, y + 2), words[i], _INK)
     return np.asarray(canvas)
 
 
@@ -158,18 +154,19 @@ def contact_sheet(
     heights = [max(picture.height for picture in row) for row in rows]
 
     width = 2 * margin + len(headings) * (tile + gap) - gap
-    width = max(width, 2 * margin + int(font(28).getlength(title)))
+    width = max(width, 2 * margin + int(Font(28).length(title)))
     words_below = legend(words, width - 2 * margin, present, ignored=ignored)
     top = margin + (44 if title else 0) + (26 if subtitle else 0) + 32
     bottom = top + sum(heights) + gap * len(rows) + 12
     sheet = Image.new("RGB", (width, bottom + len(words_below) + margin // 2), PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
-        draw.text((margin, margin - 6), title, _INK, font(28))
+        Font(28).draw(draw, (margin, margin - 6), title, _INK)
     if subtitle:
-        draw.text((margin, margin + (38 if title else 0)), subtitle, _FAINT, font(15))
+        Font(15).draw(draw, (margin, margin + (38 if title else 0)), subtitle, _FAINT)
     for j, heading in enumerate(headings):
-        draw.text((margin + j * (tile + gap) + tile // 2, top - 12), heading, _INK, font(16), "ms")
+        centre = margin + j * (tile + gap) + tile // 2
+        Font(16).draw(draw, (centre, top - 12), heading, _INK, "ms")
     said = iter(captions)
     for row, height in zip(rows, heights, strict=True):
         for j, picture in enumerate(row):
@@ -188,24 +185,22 @@ def matrix(
 ) -> np.ndarray:
     """A heat map [r, c] with a name for every row and column → uint8 [h, w, 3]."""
     cell = int(np.clip(900 // max(values.shape), 9, 28))
-    letters = font(max(8, cell - 6))
-    left, top = (
-        int(max(letters.getlength(name) for name in names)) + 20 for names in (rows, columns)
-    )
+    letters = Font(max(8, cell - 6))
+    left, top = (int(max(letters.length(name) for name in names)) + 20 for names in (rows, columns))
     height, width = (n * cell for n in values.shape)
     top += 50
-    width_of_all = max(left + width, int(font(16).getlength(title)) + 16) + 20
+    width_of_all = max(left + width, int(Font(16).length(title)) + 16) + 20
     sheet = Image.new("RGB", (width_of_all, top + height + 20), PAPER)
     picture = Image.fromarray(heat_map(values)).resize((width, height), Image.Resampling.NEAREST)
     sheet.paste(picture, (left, top))
     draw = ImageDraw.Draw(sheet)
-    draw.text((16, 14), title, _INK, font(16))
+    Font(16).draw(draw, (16, 14), title, _INK)
     for i, name in enumerate(rows):
-        draw.text((left - 8, top + (i + 0.5) * cell), name, _INK, letters, "rm")
+        letters.draw(draw, (left - 8, top + (i + 0.5) * cell), name, _INK, "rm")
     upright = Image.new("RGB", (top - 58, width), PAPER)  # drawn lying, then turned
     draw = ImageDraw.Draw(upright)
     for j, name in enumerate(columns):
-        draw.text((0, (j + 0.5) * cell), name, _INK, letters, "lm")
+        letters.draw(draw, (0, (j + 0.5) * cell), name, _INK, "lm")
     sheet.paste(upright.transpose(Image.Transpose.ROTATE_90), (left, 50))
     return np.asarray(sheet)
 
@@ -234,10 +229,10 @@ def _rounded(size: tuple[int, int]) -> Image.Image:
 
 def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int) -> None:
     """A line on paper; of one that is too wide the end, where file names differ."""
-    letters, whole = font(14), text
-    while whole and letters.getlength(text) > width:
+    letters, whole = Font(14), text
+    while whole and letters.length(text) > width:
         whole = whole[1:]
         text = f"…{whole}"
-    box = draw.textbbox(at, text, letters)
+    box = letters.box(draw, at, text)
     draw.rounded_rectangle((box[0] - 4, box[1] - 4, box[2] + 4, box[3] + 4), 4, PAPER)
-    draw.text(at, text, _INK, letters)
+    letters.draw(draw, at, text, _INK)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fmbseg_jax import config as config_lib
-from fmbseg_jax import exported
+from fmbseg_jax import exported, sharding
 from fmbseg_jax.dense import Aligned, ClipPatches
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import identity
@@ -31,7 +31,8 @@ def load(
         training. Other weights than those are refused.
 
     Raises:
-      UserError: the folder is no export, an encoder cannot be found or is another one.
+      UserError: the folder is no export, an encoder cannot be found or is another one, or JAX has
+        no device.
     """
     folder = exported.locate(path)
     model = exported.read_model(folder)
@@ -48,6 +49,7 @@ def untrained(
     model: dict[str, Any], protocol: config_lib.Eval, *, vision: str = "", clip: str = ""
 ) -> tuple[Segmenter, Aligned]:
     """What an export's model.json describes: a segmenter, and its model, which lacks parameters."""
+    sharding.check_devices()
     aligned = Aligned(model, _same_weights(model, "vision", vision), protocol.compute)
     clip = _same_weights(model, "clip", clip)
     return Segmenter(aligned, clip, model["clip"]["hash"], protocol), aligned
@@ -55,6 +57,7 @@ def untrained(
 
 def clip_patches(clip: str, protocol: config_lib.Eval) -> Segmenter:
     """CLIP's own patches as a segmenter: the paper's baseline."""
+    sharding.check_devices()
     return Segmenter(
         ClipPatches(clip, protocol.compute), clip, identity.content_hash(clip), protocol
     )

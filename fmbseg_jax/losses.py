@@ -102,7 +102,9 @@ def supcon(
     words = jnp.where(here, jnp.arange(num_words), IGNORE).astype(labels.dtype)
     examples, classes = jnp.concatenate([patches, text]), jnp.concatenate([labels, words])
     others = pairs.logsumexp(examples, classes != IGNORE, temperature, block_size, axis_name)
-    weights = jnp.where(jnp.arange(len(others)) < len(labels), 1.0, text_weight)
+    weights = jnp.where(jnp.arange(len(others)) < len(labels), 1.0, text_weight).astype(
+        others.dtype
+    )
     terms = _image_terms(examples, classes, num_words, others, weights, temperature, axis_name)
     return terms / (count + num_words)
 
@@ -119,7 +121,9 @@ def _prototype_terms(
     axis_name: str | None,
 ) -> Float[Array, " K"]:
     """ℓ_t(t_k) of equations 2 and 3 over all devices; 0 for a word without a patch."""
-    member = jax.nn.one_hot(labels, text.shape[0])  # IGNORE is out of range: a row of zeros
+    member = jax.nn.one_hot(
+        labels, text.shape[0], dtype=jnp.float32
+    )  # IGNORE is out of range: a row of zeros
     similarity = product(patches, text.T) / temperature
     everything = jnp.logaddexp(jax.nn.logsumexp(similarity, axis=1), others)
     terms = jnp.sum(member * (everything[:, None] - similarity), axis=0)
@@ -140,7 +144,7 @@ def _image_terms(
 
     ℓ_im is 0 for a patch labelled IGNORE, or alone in the batch.
     """
-    member = jax.nn.one_hot(labels, num_words)
+    member = jax.nn.one_hot(labels, num_words, dtype=jnp.float32)
     count = jnp.maximum(total(jnp.sum(member, axis=0), axis_name), 1)
     means = total(product(member.T, patches), axis_name) / count[:, None]
     weights = jnp.where(jnp.any(member > 0, axis=1) & jnp.isfinite(others), weights, 0)

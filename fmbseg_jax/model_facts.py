@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fmbseg_jax.data.files import moved_aside
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models.aligner import KINDS
 
@@ -34,7 +35,12 @@ def read_model(folder: str | Path) -> dict[str, Any]:
       UserError: the folder is none, lacks some of its files, or its model.json is not as we write
         it; the message says which.
     """
-    path = Path(folder) / "model.json"
+    path, old = Path(folder) / "model.json", moved_aside(Path(folder))
+    if not Path(folder).exists() and old.is_dir():
+        raise UserError(
+            f"{folder} is not there: a program was ended as it was replacing it. The export that "
+            f"was there is whole, in {old}: rename it to {Path(folder).name}, or train again."
+        )
     if not path.is_file() or not (Path(folder) / "params").is_dir():
         raise UserError(
             f"{folder} is no exported aligner (no model.json, or no params/). Give the export/ "

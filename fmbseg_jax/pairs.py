@@ -153,7 +153,7 @@ def _among(vectors: _Vectors, meet: _Meeting, zeros: Array, block_size: int) -> 
     count = 2 * _STRIPS * group - 1  # odd: the half that follows a block is the same for all
     rows, reach = -(-size // count), (group - 1) * -(-size // count)
     circle = jax.tree.map(lambda x: _wrapped(x, reach), vectors.padded(count * rows))
-    own = (1 - jnp.eye(rows)) / 2  # a block meets itself as rows and as columns
+    own = (1 - jnp.eye(rows, dtype=zeros.dtype)) / 2  # a block meets itself as rows and as columns
 
     def step(result: Array, i: Array) -> tuple[Array, None]:
         block = circle.window(i * rows, rows)
@@ -164,11 +164,11 @@ def _among(vectors: _Vectors, meet: _Meeting, zeros: Array, block_size: int) -> 
             return _added(_added(result, start, to_strip), i * rows, to_block), None
 
         result, _ = add(result, 0, own)
-        return jax.lax.scan(add, result, jnp.arange(1, _STRIPS))
+        return jax.lax.scan(add, result, jnp.arange(1, _STRIPS, dtype=jnp.int32))
 
     length = count * rows
     result = jnp.pad(zeros, [(0, length + reach - size)] + [(0, 0)] * (zeros.ndim - 1))
-    result = jax.lax.scan(step, result, jnp.arange(count))[0]
+    result = jax.lax.scan(step, result, jnp.arange(count, dtype=jnp.int32))[0]
     return result[:length].at[:reach].add(result[length:])[:size]
 
 
@@ -184,7 +184,7 @@ def _between(
         to_rows, more = meet(padded.window(i * rows, rows), theirs, None)
         return to_theirs + more, to_rows
 
-    to_theirs, to_mine = jax.lax.scan(step, zeros, jnp.arange(count))
+    to_theirs, to_mine = jax.lax.scan(step, zeros, jnp.arange(count, dtype=jnp.int32))
     return to_mine.reshape(-1, *zeros.shape[1:])[:size], to_theirs
 
 

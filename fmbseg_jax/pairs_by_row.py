@@ -57,7 +57,7 @@ def sums(z, valid, temperature, block_size, axis_name):  # type: ignore[no-untyp
             similarity = _similarities(blocks, i, keys, temperature, own)
             return jax.nn.logsumexp(jnp.where(keys.valid > 0, similarity, -jnp.inf), axis=1)
 
-        return jax.lax.map(rows, jnp.arange(len(blocks.z)))
+        return jax.lax.map(rows, jnp.arange(len(blocks.z), dtype=jnp.int32))
 
     def meet(sums: Array, theirs: _Blocks) -> Array:
         return jnp.logaddexp(sums, sums_of(theirs, own=False))
@@ -81,7 +81,7 @@ def gradient(z, valid, sums, slopes, temperature, block_size, axis_name):  # typ
             as_column = jnp.where(blocks.valid[i][:, None] > 0, as_column, 0)
             return product(as_row + as_column, keys.z)
 
-        return jax.lax.map(rows, jnp.arange(len(blocks.z)))
+        return jax.lax.map(rows, jnp.arange(len(blocks.z), dtype=jnp.int32))
 
     def meet(result: Array, theirs: _Blocks) -> Array:
         return result + gradient_of(theirs, own=False)

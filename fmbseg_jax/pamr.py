@@ -29,7 +29,7 @@ same of columns."""
 def around(size: Sequence[int], canvas: Sequence[int]) -> Index:
     """The index of an image (H, W) that lies in the corner of a canvas (h, w)."""
     rows, columns = (
-        jnp.clip(jnp.arange(-_REACH, long + _REACH), 0, length - 1)
+        jnp.clip(jnp.arange(-_REACH, long + _REACH, dtype=jnp.int32), 0, length - 1)
         for length, long in zip(size, canvas, strict=True)
     )
     return rows, columns
@@ -61,7 +61,9 @@ def refine(
     def once(_: int, masks: Array) -> Array:
         wide = _widened(masks, index)
         terms = zip(weights, _NEIGHBOURS, strict=True)
-        return sum((weight * _shifted(wide, *step) for weight, step in terms), jnp.zeros(()))
+        return sum(
+            (weight * _shifted(wide, *step) for weight, step in terms), jnp.zeros((), masks.dtype)
+        )
 
     return jax.lax.fori_loop(0, iterations, once, similarities)
 

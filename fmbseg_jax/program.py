@@ -23,7 +23,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fmbseg_jax import config as config_lib
-from fmbseg_jax import config_files, extras
+from fmbseg_jax import config_files, extras, home
 from fmbseg_jax.errors import Notice, UserError
 
 
@@ -77,6 +77,7 @@ def run(main: Callable[[], None]) -> None:
             logging.set_verbosity(logging.WARNING)  # Orbax and tfds tell much at INFO
         main()
 
+    home.provide()
     _show_notices_plainly()
     for flag in flags.FLAGS.get_flags_for_module(__name__):  # --help shows the program's own
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)

@@ -15,11 +15,12 @@ from jax import Array
 from fmbseg_jax import comparing, sliding, windows
 from fmbseg_jax import config as config_lib
 from fmbseg_jax.classes import Background, Classes, Words
+from fmbseg_jax.comparing import Compared
 from fmbseg_jax.data import accept
 from fmbseg_jax.data.accept import ImageLike
 from fmbseg_jax.data.images import Reading
 from fmbseg_jax.dense import Dense
-from fmbseg_jax.errors import UserError
+from fmbseg_jax.errors import NotFiniteError, UserError
 from fmbseg_jax.looking import Looker, Prepared
 from fmbseg_jax.text import text_features
 from fmbseg_jax.vocabulary import read_templates
@@ -61,7 +62,7 @@ class _Waiting(NamedTuple, Generic[Key]):
 
     key: Key
     windows: int
-    compared: Array
+    compared: Compared
     found: sliding.Found
     refined: sliding.Found | None
 
@@ -72,7 +73,7 @@ class _Waiting(NamedTuple, Generic[Key]):
         )
         assert labels is not None
         scores = (self.refined or self.found).best
-        return Segmented(self.key, labels, refined, scores, self.compared)
+        return Segmented(self.key, labels, refined, scores, self.compared.similarities)
 
 
 class Segmenter:
@@ -184,7 +185,8 @@ class Segmenter:
         classes = Classes.of(words)
         looked = self._looker.look(accept.image(image, self.reading))
         compared = self._compare(looked.encoded, classes)
-        return comparing.by_pixel(looked.prepared.layout, compared, classes)
+        self._check(compared)
+        return comparing.by_pixel(looked.prepared.layout, compared.similarities, classes)
 
     def _found(
         self, image: ImageLike, classes: Classes, *, with_scores: bool
@@ -193,8 +195,9 @@ class Segmenter:
         one, encoded = self._looker.look(accept.image(image, self.reading))
         with_best = with_scores or classes.threshold is not None
         compared = self._compare(encoded, classes)
-        found = self._refined(one, compared, with_best)
-        found = found or one.layout.segment(compared, with_best=with_best)
+        found = self._refined(one, compared.similarities, with_best)
+        found = found or one.layout.segment(compared.similarities, with_best=with_best)
+        self._check(compared)
         return classes.labels(found.labels, found.best).astype(np.int32), found.best
 
     def _refined(self, one: Prepared, compared: Array, with_best: bool) -> sliding.Found | None:
@@ -235,16 +238,25 @@ class Segmenter:
         for encoded in self._looker.each(prepared):
             key, one = encoded.key
             compared = self._compare(encoded, classes)
-            refined = self._refined(one, compared, with_best)
-            found = one.layout.segment(compared, with_best=with_best)
+            refined = self._refined(one, compared.similarities, with_best)
+            found = one.layout.segment(compared.similarities, with_best=with_best)
             waiting.append(_Waiting(key, one.layout.count, compared, found, refined))
             while sum(other.windows for other in waiting) > enough:
-                yield waiting.popleft().segmented(classes)
+                yield self._finished(waiting.popleft(), classes)
         while waiting:
-            yield waiting.popleft().segmented(classes)
+            yield self._finished(waiting.popleft(), classes)
 
-    def _compare(self, encoded: windows.Encoded[Any], classes: Classes) -> Array:
-        """Similarities of an image's windows with the words, [n, h, w, T]."""
+    def _finished(self, waiting: _Waiting[Key], classes: Classes) -> Segmented[Key]:
+        self._check(waiting.compared)
+        return waiting.segmented(classes)
+
+    def _check(self, compared: Compared) -> None:
+        """Raises NotFiniteError where NaN would make the first word of every pixel."""
+        if not compared.finite:
+            raise NotFiniteError.of("The model", self._eval.compute, "eval.compute")
+
+    def _compare(self, encoded: windows.Encoded[Any], classes: Classes) -> Compared:
+        """An image's windows, compared with the words."""
         return comparing.compare(encoded, lambda device: self._text_of(classes.words, device))
 
     def _text_on(self, words: tuple[str, ...], device: Any) -> Array:

@@ -29,7 +29,8 @@ def start_hosts(coordinator: str, processes: int, process: int) -> None:
       process: which of them this is; -1 takes it from the environment.
 
     Raises:
-      UserError: only some of the three are given, or the others cannot be reached.
+      UserError: only some of the three are given, the others cannot be reached, or there is no
+        device.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     processes = processes or int(os.environ.get("JAX_NUM_PROCESSES", 0))
@@ -47,6 +48,21 @@ def start_hosts(coordinator: str, processes: int, process: int) -> None:
         raise UserError(
             f"The other hosts cannot be joined: {error}\nGive --coordinator=HOST:PORT, --processes "
             "and --process on each of them; docs/pods.md shows how."
+        ) from None
+    check_devices()
+
+
+def check_devices() -> None:
+    """Raises UserError where JAX has no device of the platform that JAX_PLATFORMS names."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split(" (set JAX_PLATFORMS")[0].strip() or "none was found"
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        asked = f"JAX_PLATFORMS is {wanted!r}, and " if wanted else ""
+        raise UserError(
+            f"{asked}JAX finds no device that it can use ({reason}). Unset JAX_PLATFORMS, or set "
+            'it to cpu. GPUs need pip install -e ".[cuda]", TPUs pip install -e ".[tpu]".'
         ) from None
 
 

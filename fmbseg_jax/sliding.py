@@ -255,7 +255,7 @@ def _best(
             best = jnp.where(better, similarity, best)
         return (labels, best), None
 
-    start = jnp.zeros(shape, jnp.uint16), jnp.full(shape, -jnp.inf)
+    start = jnp.zeros(shape, jnp.uint16), jnp.full(shape, -jnp.inf, jnp.float32)
     firsts = jnp.arange(0, len(grid), at_once, dtype=jnp.int32)
     parts = grid.reshape(-1, at_once, *grid.shape[1:])
     return jax.lax.scan(compare, start, (firsts, parts))[0]

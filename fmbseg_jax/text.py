@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmbseg_jax.data.files import write_atomically
+from fmbseg_jax.errors import NotFiniteError
 from fmbseg_jax.models import encoders, identity
 from fmbseg_jax.vocabulary import TEMPLATE, prompts, synonyms
 
@@ -27,13 +28,14 @@ class TextFeatures:
     """CLIP's text tower, ready to turn words into features.
 
     Features are kept in memory, and on disk by the hash of the weights and of the sentence, in
-    $FMBSEG_CACHE or ~/.cache/fmbseg_jax. The tower is loaded when a sentence is new. Threads may
-    share one.
+    $FMBSEG_CACHE or ~/.cache/fmbseg_jax, where there is a home folder. The tower is loaded when a
+    sentence is new. Threads may share one.
     """
 
     def __init__(self, source: str):
         self._source, self._lock = source, threading.Lock()
-        self._folder = _cache_folder() / "sentences" / identity.content_hash(source)
+        cache, content = _cache_folder(), identity.content_hash(source)
+        self._folder = cache / "sentences" / content if cache else None
         self._known: dict[str, np.ndarray] = {}
 
     @functools.cached_property
@@ -87,27 +89,37 @@ class TextFeatures:
         padded = np.full((_BATCH, length), module.spec.end, np.int32)
         for i, row in enumerate(rows):
             padded[i, : len(row)] = row
-        return np.asarray(apply(params, jnp.asarray(padded)))[: len(rows)]
+        features = np.asarray(apply(params, jnp.asarray(padded)))[: len(rows)]
+        if not np.isfinite(features).all():
+            raise NotFiniteError.of(f"The text encoder of {self._source}", "float32")
+        return features
 
-    def _path(self, sentence: str) -> Path:
-        return self._folder / f"{hashlib.sha256(sentence.encode()).hexdigest()[:32]}.npy"
+    def _path(self, folder: Path, sentence: str) -> Path:
+        return folder / f"{hashlib.sha256(sentence.encode()).hexdigest()[:32]}.npy"
 
     def _remembered(self, sentence: str) -> bool:
         """Whether the feature is in memory, after a look at the disk."""
         if sentence not in self._known:
+            if self._folder is None:
+                return False
             try:
-                self._known[sentence] = np.load(self._path(sentence))
+                feature = np.load(self._path(self._folder, sentence))
             except (OSError, ValueError, EOFError):  # not there, or damaged: made again
                 return False
+            if not np.isfinite(feature).all():
+                return False
+            self._known[sentence] = feature
         return True
 
     def _remember(self, sentence: str, feature: np.ndarray) -> None:
         self._known[sentence] = feature
+        if self._folder is None:
+            return
         buffer = io.BytesIO()
         np.save(buffer, feature)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path(sentence), buffer.getvalue())
+            write_atomically(self._path(self._folder, sentence), buffer.getvalue())
         except OSError:
             pass  # a cache that cannot be written costs time, not results
 
@@ -116,8 +128,14 @@ def _unit(features: np.ndarray) -> np.ndarray:
     return features / np.linalg.norm(features, axis=-1, keepdims=True)
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("FMBSEG_CACHE") or Path.home() / ".cache" / "fmbseg_jax")
+def _cache_folder() -> Path | None:
+    """None where there is no home folder: then features are kept in memory alone."""
+    if given := os.environ.get("FMBSEG_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "fmbseg_jax"
+    except RuntimeError:
+        return None
 
 
 def text_features(source: str) -> TextFeatures:

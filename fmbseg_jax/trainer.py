@@ -166,8 +166,11 @@ class _Meter:
         for step, metrics in jax.device_get(self._metrics).items():
             values = {name: float(value) for name, value in metrics.items()}
             values["learning_rate"] = float(self._rate(step - 1))
-            if not values.pop("finite"):
+            finite, patches_finite = values.pop("finite"), values.pop("patches_finite")
+            if not finite or not patches_finite:
                 checkpoints.wait()
+                if not patches_finite:
+                    raise UserError(_unfit(step))
                 raise UserError(_diverged(step, values, checkpoints.last))
             found.append(values)
         self._metrics = {}
@@ -181,6 +184,14 @@ def _diverged(step: int, values: dict[str, float], last: int | None) -> str:
         f"{values['gradient_norm']}, learning rate {values['learning_rate']:.3g}. {good}. Lower "
         "train.peak_lr or set train.clip_norm; then delete the checkpoints/ of this --workdir, or "
         "give another."
+    )
+
+
+def _unfit(step: int) -> str:
+    return (
+        f"Patch features in the batch of step {step} are NaN or infinite, which is the vision "
+        "encoder's doing, not the training's. Set features.compute to float32; if it is that, the "
+        "encoder's files are damaged: fetch them again."
     )
 
 

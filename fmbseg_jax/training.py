@@ -114,7 +114,7 @@ def optimizer(train: Train, steps: int) -> optax.GradientTransformation:
 def create_state(objective: Objective, seed: int, width: int) -> TrainState:
     """A fresh aligner for patches of `width` channels."""
     key = jax.random.PRNGKey(seed)
-    params = jax.jit(objective.aligner.init)(key, jnp.zeros((1, 4, width)))["params"]
+    params = jax.jit(objective.aligner.init)(key, jnp.zeros((1, 4, width), jnp.float32))["params"]
     return TrainState(jnp.zeros((), jnp.int32), params, objective.optimizer.init(params), key)
 
 
@@ -132,7 +132,7 @@ def train_step(
 
     Returns:
       The next state, and scalars: loss, accuracy over the labelled patches of the loss, gradient
-      norm, and whether loss, gradient and new parameters are finite.
+      norm, whether loss, gradient and new parameters are finite, and whether the patches were.
     """
     loss_of = functools.partial(_loss, objective)
     if objective.mesh:
@@ -144,7 +144,7 @@ def train_step(
             out_specs=(same, same),
         )
     key = jax.random.fold_in(state.key, state.step)
-    (loss, accuracy), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+    (loss, (accuracy, patches_finite)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
         state.params, batch, text, frozen, key
     )
     updates, opt_state = objective.optimizer.update(gradient, state.opt_state, state.params)
@@ -155,14 +155,19 @@ def train_step(
         "accuracy": accuracy,
         "gradient_norm": optax.global_norm(gradient),
         "finite": jnp.all(jnp.stack(finite)),
+        "patches_finite": patches_finite,
     }
     return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
 
 def _loss(
     objective: Objective, params: Any, batch: dict[str, Array], text: Array, frozen: Any, key: Array
-) -> tuple[Array, Array]:
-    """Loss and accuracy over the global batch, from this device's share of it."""
+) -> tuple[Array, tuple[Array, Array]]:
+    """Loss over the global batch, from this device's share of it.
+
+    Returns:
+      The loss; the accuracy, and whether no patch of the batch is NaN or infinite.
+    """
     axis_name = objective.mesh.axis_names[0] if objective.mesh else None
     if objective.encoder is None:
         patches = batch["patches"].astype(jnp.float32)
@@ -180,8 +185,9 @@ def _loss(
         axis_name=axis_name,
     )  # fmt: skip
     right = jnp.argmax(similarities(aligned, words), axis=-1) == labels
-    counts = total(jnp.stack([jnp.sum(right), jnp.sum(labels != IGNORE)]), axis_name)
-    return loss, counts[0] / jnp.maximum(counts[1], 1)
+    unfit = jnp.sum(~jnp.isfinite(patches))
+    counts = total(jnp.stack([jnp.sum(right), jnp.sum(labels != IGNORE), unfit]), axis_name)
+    return loss, (counts[0] / jnp.maximum(counts[1], 1), counts[2] == 0)
 
 
 def _aligned(objective: Objective, params: Any, patches: Array) -> Array:
@@ -204,8 +210,10 @@ def _draw(
 ) -> tuple[Array, Array]:
     """`count` patches of each image, labelled ones first; the same on however many devices."""
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * len(labels)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(len(labels)))
-    lots = jax.vmap(lambda key: jax.random.uniform(key, labels.shape[1:]))(keys)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(
+        first + jnp.arange(len(labels), dtype=jnp.int32)
+    )
+    lots = jax.vmap(lambda key: jax.random.uniform(key, labels.shape[1:], jnp.float32))(keys)
     chosen = jax.lax.top_k(jnp.where(labels == IGNORE, -1, lots), count)[1]
     return (
         jnp.take_along_axis(aligned, chosen[..., None], axis=1),
@@ -219,5 +227,5 @@ def _text_weight(
     """w of equation 1; balanced, times (labelled patches) / (words that have one)."""
     if not objective.balanced or objective.loss != "tsupcon":
         return objective.text_weight
-    counts = total(jnp.sum(jax.nn.one_hot(labels, num_words), axis=0), axis_name)
+    counts = total(jnp.sum(jax.nn.one_hot(labels, num_words, dtype=jnp.float32), axis=0), axis_name)
     return objective.text_weight * jnp.sum(counts) / jnp.maximum(jnp.sum(counts > 0), 1)

@@ -12,6 +12,7 @@ from fmbseg_jax.data.example import (
     check_deep,
     decode_patch_features,
     decode_pseudo_label,
+    is_finite,
     kept_as,
     read_metadata,
 )
@@ -47,6 +48,12 @@ def open_cached(workdir: Path) -> TrainingData:
 
     def read(i: int) -> Example:
         features = decode_patch_features(records[i], dtype)
+        if not is_finite(features.patches):
+            raise UserError(
+                f"The features of {features.filename} in {workdir / 'features'} hold NaN, or "
+                "numbers beyond 65504, where float16 ends. Make them again by an encoder that "
+                "gives none, or set train.features to online, which keeps no features."
+            )
         words = features.labels[features.labels != IGNORE]
         if words.max(initial=0) >= num_words:
             raise UserError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import fnmatch
 import json
 import os
@@ -22,7 +21,15 @@ from etils import epath
 
 from fmbseg_jax.config import Config, flatten
 from fmbseg_jax.data.files import exists, is_remote, remove_abandoned, write_atomically, write_json
-from fmbseg_jax.errors import UserError
+from fmbseg_jax.errors import UnsupportedSystem, UserError
+
+try:
+    import fcntl
+except ModuleNotFoundError:
+    raise UnsupportedSystem(
+        "FMbSeg runs on Linux and macOS; on Windows, in WSL: run `wsl --install`, and in it do as "
+        "on Linux."
+    ) from None
 
 # Changing these changes speed, memory, what is watched or kept, never what is labelled or learnt.
 _FREE = {

@@ -21,6 +21,7 @@ from fmbseg_jax.errors import UserError
 from fmbseg_jax.pretrained import config_json
 from fmbseg_jax.pretrained.tokenizer import Tokenizer
 from fmbseg_jax.vocabulary import prompts, synonyms
+from labelling.precision import check_finite
 
 _CROPS_AT_ONCE, _SENTENCES_AT_ONCE = 32, 256
 """Memory and speed, not results."""
@@ -47,13 +48,18 @@ class Clip:
 
     @torch.inference_mode()
     def text(self, words: Sequence[str], template: str) -> torch.Tensor:
-        """Text features of the words in the template: [K, D]; of synonyms, their mean."""
+        """Text features of the words in the template: [K, D]; of synonyms, their mean.
+
+        Raises:
+          UserError: a word is too long, or a feature is NaN.
+        """
         names = [synonyms(word) for word in words]
         sentences = prompts([name for some in names for name in some], template)
         features = [
             self._sentence_features(sentences[i : i + _SENTENCES_AT_ONCE])
             for i in range(0, len(sentences), _SENTENCES_AT_ONCE)
         ]
+        check_finite("CLIP's text encoder", torch.float32, features)
         by_word = normalize(torch.cat(features), dim=-1).split([len(some) for some in names])
         return normalize(torch.stack([some.mean(0) for some in by_word]), dim=-1)
 
@@ -72,6 +78,9 @@ class Clip:
         Returns:
           Class tokens of the crops [c, D], and patch features of the whole image [h, w, D]:
           what the crops give for a patch, averaged.
+
+        Raises:
+          UserError: a feature is NaN or infinite.
         """
         pixels = self._pixels(image, short_side)
         grid = pixels.shape[1] // self.patch, pixels.shape[2] // self.patch
@@ -89,6 +98,7 @@ class Clip:
             for (y, x), features in zip(batch, patches, strict=True):
                 top, left, side = y // self.patch, x // self.patch, crop // self.patch
                 total[top : top + side, left : left + side] += features
+        check_finite("CLIP's image encoder", self._dtype, [total, *tokens])
         # Made unit length, the sum over the crops is their mean: no need to count them.
         return torch.cat(tokens), normalize(total, dim=-1)
 

@@ -12,6 +12,7 @@ from fmbseg_jax import figures
 from fmbseg_jax.data import files, images
 from fmbseg_jax.data.example import PseudoLabel, decode_pseudo_label
 from fmbseg_jax.data.tfrecord import RecordSource, find_shards
+from fmbseg_jax.fonts import Font
 from fmbseg_jax.vocabulary import IGNORE, unlike
 from labelling.compose import pixel_similarities
 from labelling.stage1 import Scene
@@ -126,8 +127,8 @@ def draw_points(image: np.ndarray, points: np.ndarray, caption: str = "") -> np.
         corners = point * scale + _STAR * (_SIDE / 28)
         draw.polygon([tuple(corner) for corner in corners.tolist()], _GREEN, "black", 2)
     if caption:
-        letters = figures.font(_SIDE // 14)
-        box = draw.textbbox((_SIDE // 40, _SIDE // 50), caption, font=letters)
+        letters = Font(_SIDE // 14)
+        box = letters.box(draw, (_SIDE // 40, _SIDE // 50), caption)
         draw.rectangle((0, 0, box[2] + _SIDE // 40, box[3] + _SIDE // 50), "white")
-        draw.text((_SIDE // 40, _SIDE // 50), caption, "black", letters)
+        letters.draw(draw, (_SIDE // 40, _SIDE // 50), caption, "black")
     return np.asarray(picture)

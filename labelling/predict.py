@@ -20,7 +20,7 @@ from tqdm import tqdm
 from fmbseg_jax.classes import Classes
 from fmbseg_jax.data import files, images, label_maps
 from fmbseg_jax.data.images import ImageError
-from fmbseg_jax.errors import UserError
+from fmbseg_jax.errors import NotFiniteError, UserError
 from fmbseg_jax.vocabulary import IGNORE
 from fmbseg_jax.workfolder import remember
 from labelling.compose import most_similar
@@ -86,6 +86,8 @@ def predict_images(
                     if strict:
                         raise UserError(f"{name} {error}.") from None
                     skipped.append(f"  {name} {error}")
+                except NotFiniteError as error:
+                    raise NotFiniteError(f"{name}: {error}") from None
                 bar.update()
     print(f"\npredictions of {len(files) - len(skipped)} images in {out}: {', '.join(KINDS)}")
     if deep:

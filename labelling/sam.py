@@ -19,6 +19,7 @@ from fmbseg_jax import config
 from fmbseg_jax.data import images
 from labelling import sam_checkpoint
 from labelling.meta_sam import nms
+from labelling.precision import check_finite
 from labelling.sam_decoder import MaskDecoder
 
 _VALUES_AT_ONCE = 1 << 26
@@ -48,6 +49,19 @@ class LowMasks(NamedTuple):
     """float32 [m], predicted IoU."""
 
 
+class _Survivors(NamedTuple):
+    """Masks of a batch of points that pass the filters."""
+
+    logits: torch.Tensor
+    """float32 [s, 4 g, 4 g]."""
+    ious: torch.Tensor
+    """float32 [s]."""
+    boxes: torch.Tensor
+    """float32 [s, 4], (x0, y0, x1, y1) in pixels."""
+    total: torch.Tensor
+    """float32 [1], the sum of all logits and IoU of the batch: finite where all of them are."""
+
+
 class Sam:
     """A published SAM. Points are (x, y) in pixels of the image, a pixel's centre at + 0.5."""
 
@@ -68,7 +82,11 @@ class Sam:
 
     @torch.inference_mode()
     def embed(self, image: np.ndarray) -> Embedding:
-        """Encodes an image, uint8 [H, W, 3]: the long side at the model's size, the rest padded."""
+        """Encodes an image, uint8 [H, W, 3]: the long side at the model's size, the rest padded.
+
+        Raises:
+          UserError: a feature is NaN or infinite.
+        """
         height, width = image.shape[:2]
         scale = self.model.image_encoder.img_size / max(height, width)
         # At least a pixel: Meta's rounding would leave nothing of a very long image.
@@ -76,7 +94,9 @@ class Sam:
         pixels = torch.from_numpy(images.resize(image, size).copy()).permute(2, 0, 1)
         pixels = self.model.preprocess(pixels.to(self.device))
         with self._half():
-            return Embedding(self._encode(pixels[None]), size, (height, width))
+            features = self._encode(pixels[None])
+        check_finite("SAM's image encoder", self._dtype, [features])
+        return Embedding(features, size, (height, width))
 
     @torch.inference_mode()
     def point_masks(self, embedding: Embedding, points: torch.Tensor) -> LowMasks:
@@ -84,22 +104,32 @@ class Sam:
 
         Args:
           points: float [p, k, 2], k points on each of p objects.
+
+        Raises:
+          UserError: a mask or an IoU is NaN or infinite.
         """
         with self._half():
             decoded = self.decoder.decode(embedding.features, _to_input(points, embedding))
             ious, best = decoded.ious.max(1)
             prompts = torch.arange(len(points), device=best.device)
-            return LowMasks(self.decoder.masks(decoded, prompts, best), ious)
+            logits = self.decoder.masks(decoded, prompts, best)
+        self._check([decoded.ious, logits])
+        return LowMasks(logits, ious)
 
     @torch.inference_mode()
     def automatic_masks(self, embedding: Embedding, options: config.Sam) -> LowMasks:
-        """Masks of everything, best first: a grid of single points, filters and NMS (3.2, 1.2)."""
+        """Masks of everything, best first: a grid of single points, filters and NMS (3.2, 1.2).
+
+        Raises:
+          UserError: a mask or an IoU is NaN or infinite, also of those that are filtered out.
+        """
         grid = point_grid(options.points_per_side, embedding.size).to(self.device)
         kept = [
             self._survivors(embedding, points[:, None], options)
             for points in grid.split(options.points_per_batch)
         ]
-        logits, ious, boxes = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        self._check([batch.total for batch in kept])
+        logits, ious, boxes, _ = (torch.cat(parts) for parts in zip(*kept, strict=True))
         best = nms(boxes, ious, options.nms)
         return LowMasks(logits[best], ious[best])
 
@@ -111,8 +141,8 @@ class Sam:
 
     def _survivors(
         self, embedding: Embedding, points: torch.Tensor, options: config.Sam
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The masks of a batch of points that pass: logits [s, l, l], IoU [s], boxes [s, 4]."""
+    ) -> _Survivors:
+        """The masks of a batch of points that pass the filters."""
         with self._half():
             decoded = self.decoder.decode(embedding.features, _to_input(points, embedding))
             confident = decoded.ious > (options.pred_iou or -torch.inf)
@@ -132,7 +162,12 @@ class Sam:
             keep.append(good)
             boxes.append(mask_boxes(masks[good]))
         good = torch.cat(keep) if keep else torch.zeros(0, dtype=torch.bool, device=logits.device)
-        return logits[good], decoded.ious[prompt, index][good], torch.cat(boxes)
+        total = decoded.ious.sum() + logits.sum()
+        ious = decoded.ious[prompt, index]
+        return _Survivors(logits[good], ious[good], torch.cat(boxes), total[None])
+
+    def _check(self, values: list[torch.Tensor]) -> None:
+        check_finite("SAM's mask decoder", self._dtype, values)
 
     def _resized(
         self, embedding: Embedding, logits: torch.Tensor, size: tuple[int, int]

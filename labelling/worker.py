@@ -17,6 +17,7 @@ from fmbseg_jax.config import Config
 from fmbseg_jax.data import images
 from fmbseg_jax.data.example import PseudoLabel
 from fmbseg_jax.data.images import ImageError
+from fmbseg_jax.errors import NotFiniteError
 from fmbseg_jax.workfolder import holds
 from labelling.annotated import annotated_image
 from labelling.counts import Counts
@@ -123,7 +124,10 @@ class Worker:
         if isinstance(image, ImageError):
             return image
         labeller, start = self.labeller, time.monotonic()
-        scene = labeller.look(image.pixels, self.given.get(image.name))
+        try:
+            scene = labeller.look(image.pixels, self.given.get(image.name))
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{image.name}: {error}") from None
         self.busy += time.monotonic() - start
         return image, scene
 

@@ -1,6 +1,7 @@
 """The web page in a real browser: what people do, what they do wrong, several of them at once."""
 
 import contextlib
+import importlib.util
 import io
 import re
 import shutil
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import threading
+import urllib.request
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from models import save_aligner
 from PIL import Image
 
 import fmbseg_jax
+from fmbseg_jax import listening
 from fmbseg_jax.answers import Answer, Answers, split
 from fmbseg_jax.data import images, label_maps
 from fmbseg_jax.errors import UserError
@@ -56,10 +59,10 @@ def browser():
 
 
 @contextlib.contextmanager
-def served(*arguments, end_by=signal.SIGTERM):
+def served(*arguments, end_by=signal.SIGTERM, **environment):
     """The program at work; yields the address that it prints."""
     command = ("fmbseg_jax.app", *arguments)
-    process = start(*command, stdout=subprocess.PIPE, fresh=True)
+    process = start(*command, stdout=subprocess.PIPE, fresh=True, **environment)
     try:
         said = ""
         while not (found := re.search(r"http://\S+", said)):
@@ -334,3 +337,52 @@ def test_app_errors(export, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert "is taken" in error(f"--model={export}", f"--port={port}")
+    for host in ("192.0.2.7", "nowhere.invalid"):
+        message = error(f"--model={export}", f"--host={host}")
+        assert f"--host={host} is no address of this machine (" in message
+
+
+# Proxies
+
+
+def test_a_page_behind_proxies_that_do_not_answer(export):
+    """As in companies. The address is of IPv6, where there is that."""
+    dead = {name: "http://127.0.0.1:9" for name in ("http_proxy", "HTTPS_PROXY")}
+    dead |= {"ALL_PROXY": "socks5://127.0.0.1:9", "no_proxy": "example.org"}
+    try:
+        listening.check_host(host := "::1")
+    except UserError:
+        host = "localhost"
+    with served(f"--model={export}", f"--host={host}", **dead) as address:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        assert b"FMbSeg" in direct.open(address, timeout=60).read()
+
+
+def test_what_was_excepted_from_proxies_stays_so(monkeypatch):
+    environment = {
+        "no_proxy": "example.org, .lan",
+        "NO_PROXY": "other.org",
+        "https_proxy": "http://p",
+    }
+    environment |= {"ALL_PROXY": "socks5h://p", "HTTP_PROXY": "http://p", "all_proxy": "SOCKS5://p"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    listening.reach_directly("10.0.0.5", environment)
+    excepted = "example.org,.lan,other.org,localhost,127.0.0.1,::1,10.0.0.5"
+    assert environment == {
+        "no_proxy": excepted, "NO_PROXY": excepted, "https_proxy": "http://p",
+        "HTTP_PROXY": "http://p",
+    }  # fmt: skip
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    environment = {"ALL_PROXY": "socks5://p"}
+    listening.reach_directly("localhost", environment)
+    assert environment["ALL_PROXY"] == "socks5://p"
+    assert environment["no_proxy"] == "localhost,127.0.0.1,::1"
+
+
+def test_hosts_of_this_machine():
+    for host in ("127.0.0.1", "0.0.0.0", "localhost"):
+        listening.check_host(host)
+        assert listening.in_address(host) == host
+    assert listening.in_address("::1") == "[::1]"
+    with pytest.raises(UserError, match="0.0.0.0 for every machine that reaches it"):
+        listening.check_host("198.51.100.1")

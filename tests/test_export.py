@@ -1,5 +1,6 @@
 """What leaves the house: exports that are read again, run without us, are pushed and pulled."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -57,6 +58,7 @@ def test_stablehlo_is_the_segmenter(export, deployed, name, size):
     assert set(program.platforms) == {"cpu", "cuda", "tpu"}
     facts = json.loads((deployed / name / "similarities.json").read_text())
     assert facts["words"] == WORDS.split(",")
+    assert facts["versions"]["jax"] == jax.__version__
     segmenter = fmbseg_jax.load(export)
     for count in (1, 3):
         photographs = np.stack([photograph(*size, seed=i) for i in range(count)])
@@ -65,6 +67,22 @@ def test_stablehlo_is_the_segmenter(export, deployed, name, size):
         for image, ours in zip(photographs, found, strict=True):
             expected = segmenter.similarities(image, WORDS.split(","))
             np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_what_a_newer_jax_wrote_fails_as_the_docs_say(deployed):
+    """An operation of a later version stands in the file."""
+    data = (deployed / "square" / "similarities.stablehlo").read_bytes()
+    program = jax.export.deserialize(bytearray(data))
+    contents = program.mlir_module_serialized
+    operation = re.search(rb"dot_general_v\d", contents)[0]
+    newer = contents.replace(operation, operation[:-1] + b"9")
+    program = jax.export.deserialize(
+        dataclasses.replace(program, mlir_module_serialized=newer).serialize()
+    )
+    text = (ROOT / "docs" / "export.md").read_text()
+    said = re.search(r"^    JaxRuntimeError: (.*)$", text, re.MULTILINE)[1]
+    with pytest.raises(jax.errors.JaxRuntimeError, match=said):
+        jax.jit(program.call)(np.zeros((1, 70, 70, 3), np.uint8))
 
 
 def test_stablehlo_runs_without_us(deployed, tmp_path):
@@ -212,12 +230,14 @@ def test_the_card_and_the_facts(world, tmp_path):
     folder = save_aligner(tmp_path / "export", world.root)
     model = exported.read_model(folder)
     model["vision"]["source"] = "facebook/dinov2-base"
+    model["versions"] = {"fmbseg_jax": "0.1.0", "jax": "0.10.2"}
     card = model_card(model)
     header = card.split("---\n")[1]
     assert "pipeline_tag: image-segmentation" in header
     assert "base_model:\n- facebook/dinov2-base\n" in header
     assert model["vision"]["hash"] in card
     assert "sky, grass" in card
+    assert "| trained with | fmbseg_jax 0.1.0, jax 0.10.2 |" in card
     assert "no person has checked them" in card
     for field, said in [("annotations", "that people gave"), ("image_labels", "People said")]:
         config = model["config"] | {f"data.{field}": "there"}

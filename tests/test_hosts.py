@@ -35,7 +35,7 @@ def finish(hosts):
 
 
 def test_two_processes_with_two_devices_train_as_one_with_four(with_features, world, tmp_path):
-    folders = [begin(tmp_path / name, with_features) for name in ("two", "one")]
+    folders = [begin(tmp_path / name, with_features) for name in ("two [1]*", "one")]
     command = ["train.py", *world.flags, *FLAGS]
     outputs = finish(start_two(*command, f"--workdir={folders[0]}", fresh=True))
     assert [output.count("The aligner is in") for output in outputs] == [1, 0]

@@ -169,10 +169,21 @@ def _check_features(features: PatchFeatures | Int8PatchFeatures) -> None:
     ]
     if not faults and features.grid.prod() != n:
         faults = [f"a grid of {features.grid.tolist()} with {n} patches"]
-    if not faults and not np.isfinite(features.patches).all():
-        faults = ["patches that are infinite or NaN: out of float16's range?"]
+    numbers = features.patches if isinstance(features, PatchFeatures) else features.scale
+    if not faults and not is_finite(numbers):
+        faults = [
+            "numbers that are infinite or NaN: float16 ends at 65504. Is the encoder damaged? "
+            "train.features=online keeps no features, and does without float16"
+        ]
     if faults:
         raise UserError(f"The features of {features.filename} hold {'; '.join(faults)}.")
+
+
+def is_finite(numbers: np.ndarray) -> bool:
+    """Whether no number of an array is NaN or infinite."""
+    if numbers.dtype == np.float16:  # by its bits: `np.isfinite` takes 15 times as long
+        return int((numbers.view(np.uint16) & 0x7FFF).max(initial=0)) < 0x7C00
+    return bool(np.isfinite(numbers).all())
 
 
 def decode_pseudo_label(record: bytes) -> PseudoLabel:

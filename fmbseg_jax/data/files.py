@@ -167,9 +167,31 @@ def write_table(path: epath.PathLike, rows: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `folder` when the block ends well."""
-    unfinished = folder.with_name(f"{folder.name}.incomplete")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    """A new, empty folder to fill, which takes the place of `folder` when the block ends well.
+
+    The old one is moved aside first, and goes last: whenever this is killed, one of the two is
+    there, whole. Where neither has the name, it is given back to the old one by the next call.
+    """
+    folder = folder.resolve()  # of a link, the folder that it leads to
+    unfinished, old = folder.with_name(f"{folder.name}.incomplete"), moved_aside(folder)
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for left in (unfinished, old):
+        if left.exists():
+            shutil.rmtree(left)
+    unfinished.mkdir(parents=True)
     yield unfinished
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    if folder.exists():
+        folder.rename(old)
+    try:
+        unfinished.rename(folder)
+    except BaseException:  # Ctrl-C, too
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def moved_aside(folder: Path) -> Path:
+    """Where `replaced` keeps the old folder while the new one takes its name."""
+    return folder.with_name(f"{folder.name}.being_replaced")

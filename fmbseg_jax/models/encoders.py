@@ -237,7 +237,7 @@ def text_tower(folder: Path, source: str) -> tuple[TextSpec, tables.Table]:
 
 
 def _example(spec: VisionSpec) -> Array:
-    return jnp.zeros((1, spec.patch, spec.patch, 3))
+    return jnp.zeros((1, spec.patch, spec.patch, 3), jnp.float32)
 
 
 def _with_dtype(spec: Any, dtype: str) -> Any:

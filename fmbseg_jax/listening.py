@@ -1,0 +1,48 @@
+"""Where the page listens, and how this process reaches it, whatever proxies there are."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import socket
+from collections.abc import MutableMapping
+
+from fmbseg_jax.errors import UserError
+
+_HERE = "localhost", "127.0.0.1", "::1"
+_PROXIES = "all_proxy", "http_proxy", "https_proxy"
+
+
+def check_host(host: str) -> None:
+    """Raises UserError where `host` is no address of this machine."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind(address)
+    except OSError as error:
+        if not isinstance(error, socket.gaierror) and error.errno != errno.EADDRNOTAVAIL:
+            raise
+        raise UserError(
+            f"--host={host} is no address of this machine ({error.strerror}). Give one that it "
+            "has, 127.0.0.1 for this machine alone, or 0.0.0.0 for every machine that reaches it."
+        ) from None
+
+
+def in_address(host: str) -> str:
+    """A host as it stands in an address: of IPv6, in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def reach_directly(host: str, environment: MutableMapping[str, str]) -> None:
+    """Keeps proxies out of the way of a process to itself; what was excepted stays so.
+
+    A SOCKS proxy that httpx could not use is taken out: it would refuse to start.
+    """
+    kept = ",".join(environment.get(name, "") for name in ("no_proxy", "NO_PROXY")).split(",")
+    names = [name.strip() for name in (*kept, *_HERE, host) if name.strip()]
+    for name in ("no_proxy", "NO_PROXY"):
+        environment[name] = ",".join(dict.fromkeys(names))
+    if importlib.util.find_spec("socksio") is None:
+        for name in (*_PROXIES, *map(str.upper, _PROXIES)):
+            if environment.get(name, "").lower().startswith("socks"):
+                del environment[name]
