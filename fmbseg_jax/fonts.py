@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,9 @@ def _letters(path: Path) -> frozenset[int]:
     try:
         with TTFont(path, fontNumber=0, lazy=True) as font:
             outlined = {"glyf", "CFF ", "CFF2"} & set(font.keys())  # not bitmaps of one size
-            return frozenset(font.getBestCmap() or ()) if outlined else frozenset()
+            letters = frozenset(font.getBestCmap() or ()) if outlined else frozenset()
+        ImageFont.truetype(path, 12)  # whether Pillow can use it, too
+        return letters
     except Exception:  # damaged, or no font: it has many kinds
         return frozenset()
 
@@ -161,10 +163,10 @@ def _visible(letter: str) -> bool:
 @functools.lru_cache(1024)
 def _faces(letters: frozenset[str]) -> Sequence[_Face]:
     """The faces that have these letters; one alone, where that has all of them."""
-    own, wanted = _own(), {ord(letter) for letter in letters}
+    wanted = {ord(letter) for letter in letters}
     chosen: list[_Face] = []
     missing = set(wanted)
-    for face in (*own, *_installed()):
+    for face in _known():
         if missing & face.letters:
             if wanted <= face.letters:
                 return (face,)
@@ -174,7 +176,12 @@ def _faces(letters: frozenset[str]) -> Sequence[_Face]:
             break
     for code in sorted(missing):
         _tell(unicodedata.name(chr(code), "?").split()[0])
-    return tuple(chosen) or own
+    return tuple(chosen) or _own()
+
+
+def _known() -> Iterator[_Face]:
+    yield from _own()
+    yield from _installed()  # asked for where they are needed: listing them takes a moment
 
 
 def _own() -> tuple[_Face, ...]:
