@@ -42,18 +42,19 @@ def test_every_ending_that_can_be_read(tmp_path, capsys):
 
 def test_images_under_other_names_are_counted(tmp_path, capsys):
     place(tmp_path, "a.png")
-    place(tmp_path, "sub/noending", "scan.old", kind="JPEG")
+    place(tmp_path, "sub/noending", "scan.old", "b.jpg_large", kind="JPEG")
     for name in ["notes.txt", "movie", "empty.bin"]:
         (tmp_path / name).write_bytes(b"\0" * 40 * (name != "empty.bin"))
     place(tmp_path, "a.json", kind="PNG")  # of those one need not look into
-    told = "names that do not end as an image's: 2, such as scan.old, which is a JPEG file"
+    told = "names that do not end as an image's: 2, such as b.jpg_large, which is a JPEG file"
     for find in (
         lambda: finding.find_images(tmp_path),
         lambda: finding.find(f"{tmp_path}/**/*", tmp_path / "out").names,
     ):
-        assert find() == ["a.png"]
-        assert f"{told}. Rename them, for example to scan.old.jpg." in capsys.readouterr().out
+        assert find() == ["a.png", "sub/noending"]
+        assert f"{told}. Rename them, for example to b.jpg_large.jpg." in capsys.readouterr().out
     (tmp_path / "a.png").unlink()
+    (tmp_path / "sub" / "noending").unlink()
     with pytest.raises(UserError, match=told):
         finding.find_images(tmp_path)
 

@@ -52,7 +52,11 @@ def find_images(folder: epath.PathLike) -> list[str]:
 def _sorted_out(folder: epath.Path, names: Iterable[str]) -> tuple[list[str], list[str]]:
     """The images among the files of a folder, sorted; and, in sentences, what is left out."""
     listed = sorted(names)
-    images = [name for name in listed if name.lower().endswith(EXTENSIONS)]
+    images = [
+        name
+        for name in listed
+        if name.lower().endswith(EXTENSIONS) or _is_image_without_ending(folder, name)
+    ]
     others = [name for name in listed if name.lower().endswith(_OTHERS)]
     strange = [name for name in images if not _is_text(name)]
     faults = []
@@ -63,7 +67,8 @@ def _sorted_out(folder: epath.Path, names: Iterable[str]) -> tuple[list[str], li
     if strange:
         shown = strange[0].encode("utf-8", "backslashreplace").decode()
         faults.append(f"Left out, for names that are not UTF-8: {len(strange)}, such as {shown}.")
-    if misnamed := _misnamed(folder, listed):
+    taken = {*images}
+    if misnamed := _misnamed(folder, [name for name in listed if name not in taken]):
         faults.append(misnamed)
     return [name for name in images if _is_text(name)], faults
 
@@ -87,6 +92,13 @@ def _misnamed(folder: epath.Path, names: Sequence[str]) -> str:
         f"Left out, for names that do not end as an image's: {len(others)}, {such}. Rename them, "
         f"for example to {PurePosixPath(others[0]).name}.{ending}."
     )
+
+
+def _is_image_without_ending(folder: epath.Path, name: str) -> bool:
+    """Whether a file whose name has no ending is an image by its first bytes; in no store."""
+    if PurePosixPath(name).suffix or files.is_remote(folder) or not _is_text(name):
+        return False
+    return bool(_kind(folder / name))
 
 
 def _kind(path: epath.Path) -> str:
