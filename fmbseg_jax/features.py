@@ -29,7 +29,8 @@ from jax import Array
 from fmbseg_jax import logs, program, sharding, workfolder
 from fmbseg_jax.config import Config, flatten
 from fmbseg_jax.data import example, files, pipeline
-from fmbseg_jax.data.tfrecord import RecordSource, ShardWriter, find_shards, shard_name
+from fmbseg_jax.data.records import open_records
+from fmbseg_jax.data.tfrecord import RecordError, RecordSource, ShardWriter, shard_name
 from fmbseg_jax.models import identity
 from fmbseg_jax.patches import PatchEncoder, encode
 
@@ -39,7 +40,7 @@ def write_features(config: Config, workdir: epath.Path) -> None:
     source = workdir / "pseudo_labels"
     metadata = example.read_metadata(source)
     example.check_deep(metadata, config.data.deep)
-    inputs = find_shards(source)
+    inputs = open_records(source).paths
     folder = workdir / "features"
     before = workfolder.recorded(_record(folder, 0)).get("vision", "")
     model = config.models.vision
@@ -55,7 +56,8 @@ def write_features(config: Config, workdir: epath.Path) -> None:
     missing = [shard for shard in mine if not shard.done]
     if changed := sum(shard.path.exists() for shard in missing):
         print(
-            f"{changed} shards in {folder} came from other labels, weights or settings: made again."
+            f"{changed} shards in {folder} came from other labels, weights or settings, or are cut "
+            "short: made again."
         )
     if missing:
         total, to_do = (sum(shard.size for shard in some) for some in (mine, missing))
@@ -98,7 +100,12 @@ class _Shard:
     @property
     def done(self) -> bool:
         made = {"deep": "file"} | workfolder.recorded(self._record)  # older ones lack "deep"
-        return self.path.exists() and made == self._facts
+        if made != self._facts or not self.path.exists():
+            return False
+        try:
+            return len(RecordSource([self.path])) == self.size
+        except RecordError:  # damaged: made again
+            return False
 
     def writer(self) -> ShardWriter:
         """What it is made from is on disk before it gets its name; so the old one goes first."""

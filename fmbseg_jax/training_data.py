@@ -17,7 +17,8 @@ from fmbseg_jax.data.example import (
     read_metadata,
 )
 from fmbseg_jax.data.pipeline import Example
-from fmbseg_jax.data.tfrecord import RecordSource, find_shards
+from fmbseg_jax.data.records import open_records
+from fmbseg_jax.data.tfrecord import RecordSource
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import identity
 from fmbseg_jax.patches import PatchEncoder
@@ -95,7 +96,7 @@ def open_online(config: Config, workdir: Path) -> TrainingData:
 
 
 def _open(folder: Path) -> tuple[RecordSource, dict[str, Any]]:
-    metadata, records = read_metadata(folder), RecordSource(find_shards(folder))
+    metadata, records = read_metadata(folder), open_records(folder)
     if not len(records):
         raise UserError(f"{folder} holds no image. See the summary of the labelling.")
     return records, metadata

@@ -14,7 +14,7 @@ from fmbseg_jax.config import Config
 from fmbseg_jax.data import images
 from fmbseg_jax.data.benchmarks import open_folder
 from fmbseg_jax.data.example import decode_pseudo_label, read_metadata
-from fmbseg_jax.data.tfrecord import RecordSource, find_shards
+from fmbseg_jax.data.records import open_records
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.loading import untrained
 
@@ -41,7 +41,7 @@ class PseudoLabels:
     def __init__(self, workdir: Path, reading: images.Reading):
         folder, self._reading = workdir / "pseudo_labels", reading
         self.words: Sequence[str] = read_metadata(folder)["words"]
-        self._records = RecordSource(find_shards(folder))
+        self._records = open_records(folder)
         self.names: Sequence[str] = [str(i) for i in range(len(self._records))]
 
     def image(self, name: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from fmbseg_jax import figures
 from fmbseg_jax.data import files, images
 from fmbseg_jax.data.example import PseudoLabel, decode_pseudo_label
-from fmbseg_jax.data.tfrecord import RecordSource, find_shards
+from fmbseg_jax.data.records import open_records
 from fmbseg_jax.fonts import Font
 from fmbseg_jax.vocabulary import IGNORE, unlike
 from labelling.compose import pixel_similarities
@@ -52,7 +52,7 @@ def draw_records(
     reading: images.Reading,
 ) -> None:
     """Draws those of the first `count` records of a dataset that are not drawn yet."""
-    records = RecordSource(find_shards(folder))
+    records = open_records(folder)
     for i in range(min(count, len(records))):
         label = decode_pseudo_label(records[i])
         if not _path(out, label).exists():

@@ -7,10 +7,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fmbseg_jax.data.links import without_patterns
 
 from fmbseg_jax import checkpoint, exported
 from fmbseg_jax.data import files
+from fmbseg_jax.data.links import without_patterns
 from fmbseg_jax.errors import UserError
 
 NAMES = "run[1]", "[!a]*", "what?", "a\\b", "a b", "50%20", "небо #1"

@@ -18,8 +18,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from fmbseg_jax.data import label_maps
-from fmbseg_jax.data.files import exists, inside, write_atomically
+from fmbseg_jax.data import label_maps, records
+from fmbseg_jax.data.files import inside, write_atomically
 from fmbseg_jax.errors import UserError
 
 
@@ -259,8 +259,7 @@ def write_metadata(
 
 def kept_as(folder: epath.PathLike) -> str:
     """What the patches of a finished dataset of features are kept as: "float16" or "int8"."""
-    builder = tfds.builder_from_directory(str(folder))
-    return np.dtype(builder.info.features["patches"].np_dtype).name
+    return records.dtype_of(folder, "patches").name
 
 
 def dataset_name(kind: type) -> str:
@@ -283,17 +282,8 @@ def check_deep(metadata: dict[str, Any], deep: str) -> None:
         )
 
 
-_MADE_BY = {"pseudo_labels": "labelling", "features": "fmbseg_jax.features"}
-
-
 def read_metadata(folder: epath.PathLike) -> dict[str, Any]:
     """What `write_metadata` was given as `metadata`; raises where the dataset is not finished."""
-    folder = epath.Path(folder)
-    if not exists(folder / "dataset_info.json"):
-        raise UserError(
-            f"{folder} holds no finished dataset (no dataset_info.json). Run the stage that writes "
-            f"it to its end: python -m {_MADE_BY.get(folder.name, 'labelling')} with the same "
-            "--config and --workdir."
-        )
-    metadata = dict(tfds.builder_from_directory(str(folder)).info.metadata)
-    return {"config": {}, **metadata}
+    records.check_finished(folder)
+    path = epath.Path(folder) / "metadata.json"
+    return {"config": {}, **(records.read_json(path) if path.exists() else {})}

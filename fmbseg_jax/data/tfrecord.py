@@ -138,7 +138,9 @@ class RecordSource(Sequence[bytes]):
             checksums.update(checksum)
         self.digest = checksums.hexdigest()[:16]
         """Differs between records that differ; made of their lengths and CRCs alone."""
-        self._ends = np.cumsum([len(offsets) - 1 for offsets in self._offsets]).tolist()
+        self.counts = [len(offsets) - 1 for offsets in self._offsets]
+        """Records of each shard."""
+        self._ends = np.cumsum(self.counts).tolist()
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
