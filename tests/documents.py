@@ -25,7 +25,7 @@ PROGRAMS = (
 
 NO_CODE = (
     "your images + your words", "labelling/     stage 1", "config.json        for each",
-    "water;lake;river;sea", "∂/∂Z",
+    "water;lake;river;sea", "∂/∂Z", "JaxRuntimeError: ",
 )  # fmt: skip
 """How blocks begin that are neither commands nor Python."""
 
