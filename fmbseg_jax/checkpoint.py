@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
 import shutil
 import sys
@@ -18,7 +20,7 @@ from fmbseg_jax import sharding
 from fmbseg_jax.data import pipeline
 from fmbseg_jax.data.links import without_patterns
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.exported import check_shapes
+from fmbseg_jax.exported import check_shapes, digest
 
 
 class Checkpoints:
@@ -27,6 +29,9 @@ class Checkpoints:
     The last ones stay, and the one of the highest score. A save that fails, on a full disk for
     example, is told of loudly and stops nothing: the checkpoints before it are whole. With several
     processes, which save together, it does stop the run.
+
+    Each carries a digest of what was saved. One that is read back otherwise, or not at all, is set
+    aside as STEP.damaged, and the one before it is taken.
     """
 
     def __init__(self, folder: Path, keep: int = 2, score: str = "loss"):
@@ -78,9 +83,11 @@ class Checkpoints:
         self.wait()  # for the one before
         if step == self.last:
             return
+        read = batches.get_state()
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            data=ocp.args.JsonSave(batches.get_state()),
+            data=ocp.args.JsonSave(read),
+            digest=ocp.args.JsonSave({"state": digest(state), "data": _digest_of_json(read)}),
         )
         metrics = None if score is None or math.isnan(score) else {self._kind: score}
         self._try(lambda: self._manager.save(step, args=arguments, metrics=metrics, force=True))
@@ -127,29 +134,67 @@ class Checkpoints:
           UserError: the checkpoint is of another architecture, with both shapes; or the processes
             do not see the same one.
         """
-        iterator, step = iter(batches), self.last
-        seen = sharding.of_all(step or 0)
+        iterator = iter(batches)
+        seen = sharding.of_all(self.last or 0)
         if len(set(seen)) > 1:
             raise UserError(
                 f"The processes see checkpoints of different steps in {self._folder}: {seen}. The "
                 "work folder has to be on a disk that all of them share."
             )
-        if step is None:
-            return state, iterator
-        arguments = ocp.args.Composite(
-            state=self._restore_arguments(step, state), data=ocp.args.JsonRestore()
-        )
-        restored = self._manager.restore(step, args=arguments)
-        iterator.set_state(restored["data"])
-        return restored["state"], iterator
+        while (step := self.last) is not None:
+            restored = self._read(step, state, data=ocp.args.JsonRestore())
+            if restored:
+                iterator.set_state(restored["data"])
+                return restored["state"], iterator
+        return state, iterator
 
     def restore_best(self, state: Any) -> Any:
         """The checkpoint of the highest score, with the shapes and shardings of `state`."""
-        step = self.best
-        if step is None:
-            return state
-        arguments = ocp.args.Composite(state=self._restore_arguments(step, state))
-        return self._manager.restore(step, args=arguments)["state"]
+        while (step := self.best) is not None:
+            if restored := self._read(step, state):
+                return restored["state"]
+        return state
+
+    def _read(self, step: int, state: Any, **more: Any) -> Any:
+        """What was saved at a step; None where it is damaged, after which it is set aside."""
+        reason = "its bytes are not those that were saved"
+        try:
+            arguments = ocp.args.Composite(state=self._restore_arguments(step, state), **more)
+            restored = self._manager.restore(step, args=arguments)
+            whole = self._is_as_saved(step, restored)
+        except UserError:
+            raise
+        except Exception as error:  # Orbax and tensorstore have many kinds for bytes that changed
+            reason, whole = (str(error).strip() or type(error).__name__).splitlines()[0], False
+        if all(sharding.of_all(int(whole))):
+            return restored
+        self._set_aside(step, reason)
+        return None
+
+    def _is_as_saved(self, step: int, restored: Any) -> bool:
+        if not (self._path / str(step) / "digest").exists():  # of version 0.1
+            return True
+        saved = self._manager.restore(step, args=ocp.args.Composite(digest=ocp.args.JsonRestore()))[
+            "digest"
+        ]
+        same = saved["state"] == digest(restored["state"])
+        data = "data" not in restored or saved["data"] == _digest_of_json(restored["data"])
+        return same and data
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        aside = self._folder / f"{step}.damaged"
+        if jax.process_index() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            (self._folder / str(step)).rename(aside)
+        sharding.wait_for_all(f"checkpoint {step} set aside")
+        self._manager.close()
+        self._manager = self._open()
+        instead = "the beginning" if self.last is None else f"that of step {self.last}"
+        tqdm.write(
+            f"\nERROR: the checkpoint of step {step} is damaged ({reason[:200]}). It is set aside "
+            f"as {aside}; the training goes on from {instead}.\n",
+            file=sys.stderr,
+        )
 
     def _restore_arguments(self, step: int, state: Any) -> Any:
         state_path = Path(str(step), "state")
@@ -165,3 +210,7 @@ class Checkpoints:
         self.wait()
         self._manager.close()
         self._open_path.close()
+
+
+def _digest_of_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -274,13 +274,79 @@ def test_a_checkpoint_restores_state_and_batches(source, tmp_path):
     assert seen(there) == expected[4:]
 
 
+def _checkpoints(folder, source, steps):
+    batches = batches_of(source, seed=3, batch_size=2, epochs=3)
+    iterator = iter(batches)
+    saved = checkpoint.Checkpoints(folder, keep=9)
+    for step in range(1, steps + 1):
+        next(iterator)
+        values = np.random.default_rng(step).normal(size=4096).astype(np.float32)
+        saved.save(step, {"x": jnp.asarray(values)}, iterator, 0.1 * step)
+    saved.close()
+    return batches, lambda step: np.random.default_rng(step).normal(size=4096).astype(np.float32)
+
+
+def test_a_flipped_bit_in_any_file_of_a_checkpoint(source, tmp_path, capfd):
+    """Never other numbers in silence: it is set aside, or what was read is what was saved."""
+    batches, values = _checkpoints(tmp_path / "whole", source, 2)
+    files = [path for path in (tmp_path / "whole" / "2").rglob("*") if path.is_file()]
+    assert len(files) > 5
+    taken = set()
+    for i, path in enumerate(files):
+        folder = tmp_path / str(i)
+        shutil.copytree(tmp_path / "whole", folder)
+        damaged = folder / path.relative_to(tmp_path / "whole")
+        data = bytearray(damaged.read_bytes())
+        data[len(data) // 2] ^= 4
+        damaged.write_bytes(bytes(data))
+        try:
+            opened = checkpoint.Checkpoints(folder, keep=9)
+            restored, _ = opened.restore({"x": jnp.zeros(4096)}, batches)
+        except UserError as error:
+            assert "is of another architecture" in str(error), path  # its shapes are what changed
+            continue
+        step = opened.last
+        np.testing.assert_array_equal(restored["x"], values(step))
+        taken.add(step)
+        assert (folder / "2.damaged").exists() == (step == 1), path
+        assert ("the checkpoint of step 2 is damaged" in capfd.readouterr().err) == (step == 1)
+        opened.close()
+    assert taken == {1, 2}
+
+
+def test_when_all_checkpoints_are_damaged_the_training_begins_anew(source, tmp_path, capfd):
+    batches, values = _checkpoints(tmp_path / "all", source, 2)
+    for path in (tmp_path / "all").glob("[12]/state/**/*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:500] + bytes(len(path.read_bytes()) - 500))
+    opened = checkpoint.Checkpoints(tmp_path / "all", keep=9)
+    state = {"x": jnp.full(4096, 3.0)}
+    restored, iterator = opened.restore(state, batches)
+    np.testing.assert_array_equal(restored["x"], state["x"])
+    assert opened.last is None
+    assert "the training goes on from the beginning" in capfd.readouterr().err
+    opened.save(1, state, iterator, 0.5)
+    opened.close()
+    assert {p.name for p in (tmp_path / "all").iterdir()} >= {"1", "1.damaged", "2.damaged"}
+    opened = checkpoint.Checkpoints(tmp_path / "all", keep=9)
+    np.testing.assert_array_equal(opened.restore_best(state)["x"], state["x"])
+
+
+def test_checkpoints_without_a_digest_are_taken(source, tmp_path):
+    """Those of version 0.1 have none."""
+    batches, values = _checkpoints(tmp_path / "old", source, 1)
+    shutil.rmtree(tmp_path / "old" / "1" / "digest")
+    restored, _ = checkpoint.Checkpoints(tmp_path / "old").restore({"x": jnp.zeros(4096)}, batches)
+    np.testing.assert_array_equal(restored["x"], values(1))
+
+
 def test_the_last_checkpoints_and_the_best_stay(source, tmp_path):
     batches = batches_of(source, seed=3, batch_size=2, epochs=3)
     iterator, state = iter(batches), {"x": jnp.zeros(2)}
     saved = checkpoint.Checkpoints(tmp_path / "checkpoints", keep=2)
     assert saved.last is saved.best is None
     for step, score in enumerate([0.1, 0.9, None, 0.2, 0.3], 1):
-        saved.save(step, {"x": jnp.full(2, step)}, iterator, score)
+        saved.save(step, {"x": jnp.full(2, float(step))}, iterator, score)
     saved.close()
     again = checkpoint.Checkpoints(tmp_path / "checkpoints", keep=2)
     assert (again.last, again.best) == (5, 2)
