@@ -104,8 +104,8 @@ def start_from(config: Config, model: dict[str, Any], template: Any) -> Any:
     folder = config.train.start_from
     other = read_model(folder)
     for name in ("vision", "clip"):
-        recorded = other[name]["hash"]
-        if identity.content_hash(model[name]["source"], recorded) != recorded:
+        source, ours, recorded = model[name]["source"], model[name]["hash"], other[name]["hash"]
+        if not identity.are_of_one(source, ours, recorded):
             raise UserError(
                 f"train.start_from={folder} was trained with the {name} encoder "
                 f"{other[name]['source']} ({recorded}); here it is "

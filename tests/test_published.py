@@ -255,6 +255,11 @@ def test_exports_that_recorded_a_hash_of_files(clip_folder, tmp_path):
     digest = hashlib.sha256(b"".join((clip_folder / name).read_bytes() for name in names))
     recorded, source = digest.hexdigest()[:16], str(clip_folder)
     assert identity.content_hash(source, recorded) == recorded != identity.content_hash(source)
+    now = identity.content_hash(source)
+    assert identity.are_of_one(source, now, recorded)
+    assert identity.are_of_one("nowhere", now, now)
+    assert not identity.are_of_one("nowhere", now, recorded)
+    assert not identity.are_of_one(source, now, "another")
     copy = shutil.copytree(clip_folder, tmp_path / "copy")
     path = copy / "preprocessor_config.json"
     path.write_text(path.read_text().replace("0.26862954", "0.3"))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fmbseg_jax import hub
+from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import encoders, tables, weights
 from fmbseg_jax.pretrained import config_json, tokenizer
 
@@ -32,6 +33,16 @@ def content_hash(source: str, recorded: str = "") -> str:
     state = _state(hub.locate(source))
     found = _of_values(source, state)
     return recorded if recorded and recorded != found and recorded == _of_files(state) else found
+
+
+def are_of_one(source: str, first: str, second: str) -> bool:
+    """Whether two recorded hashes are of one model, which lies at `source` if they differ."""
+    if first == second:
+        return True
+    try:
+        return all(content_hash(source, recorded) == recorded for recorded in (first, second))
+    except UserError:  # it is not there any more
+        return False
 
 
 _State = tuple[tuple[Path, int], ...]
