@@ -49,6 +49,10 @@ class Checkpoints:
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
+        if jax.process_index() == 0:
+            for step in filter(self._has_damaged_scores, self._steps()):
+                self._move_aside(step, "its scores are no JSON")
+        sharding.wait_for_all("checkpoints opened")
         policy = ocp.checkpoint_managers
         best = policy.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
         last = policy.preservation_policy.LatestN(self._keep)
@@ -116,8 +120,8 @@ class Checkpoints:
             self._manager = self._open()
 
     def _failure(self, error: Exception) -> str:
-        whole = [int(path.name) for path in self._folder.iterdir() if path.name.isdigit()]
-        last = f"The last good one is of step {max(whole)}" if whole else "There is none yet"
+        steps = self._steps()
+        last = f"The last good one is of step {steps[-1]}" if steps else "There is none yet"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         full = "No space left" in reason or "RESOURCE_EXHAUSTED" in reason
         advice = " Make room." if full else ""
@@ -182,19 +186,37 @@ class Checkpoints:
         return same and data
 
     def _set_aside(self, step: int, reason: str) -> None:
-        aside = self._folder / f"{step}.damaged"
         if jax.process_index() == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            (self._folder / str(step)).rename(aside)
+            self._move_aside(step, reason)
         sharding.wait_for_all(f"checkpoint {step} set aside")
         self._manager.close()
         self._manager = self._open()
-        instead = "the beginning" if self.last is None else f"that of step {self.last}"
+
+    def _move_aside(self, step: int, reason: str) -> None:
+        aside = self._folder / f"{step}.damaged"
+        shutil.rmtree(aside, ignore_errors=True)
+        (self._folder / str(step)).rename(aside)
+        before = [other for other in self._steps() if other < step]
+        instead = f"the one of step {before[-1]}" if before else "the beginning"
         tqdm.write(
             f"\nERROR: the checkpoint of step {step} is damaged ({reason[:200]}). It is set aside "
-            f"as {aside}; the training goes on from {instead}.\n",
+            f"as {aside}; before it there is {instead}.\n",
             file=sys.stderr,
         )
+
+    def _steps(self) -> list[int]:
+        """Of all checkpoints that are whole, ascending."""
+        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
+
+    def _has_damaged_scores(self, step: int) -> bool:
+        """Whether Orbax, which reads all scores at once, would stop at those of a checkpoint."""
+        try:
+            json.loads((self._path / str(step) / "metrics" / "metrics").read_text())
+        except OSError:  # it has none
+            return False
+        except ValueError:
+            return True
+        return False
 
     def _restore_arguments(self, step: int, state: Any) -> Any:
         state_path = Path(str(step), "state")

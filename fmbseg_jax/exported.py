@@ -145,6 +145,8 @@ def _own_files(names: Sequence[str]) -> list[str]:
 def check_shapes(folder: Path, template: Any, advice: str, shown: Path) -> None:
     """Raises UserError, with both shapes, where saved arrays are not those of `template`.
 
+    What is damaged raises other errors: ValueError, and many of Orbax and tensorstore.
+
     Args:
       shown: what the message calls the folder.
     """
@@ -158,10 +160,7 @@ def check_shapes(folder: Path, template: Any, advice: str, shown: Path) -> None:
         for tree in (saved.tree if hasattr(saved, "tree") else saved, template)
     )
     if not there:
-        raise UserError(
-            f"{shown} holds no parameters that can be read: it is damaged, or was not written "
-            f"whole. {advice}"
-        )
+        raise ValueError("it holds no parameters that can be read")
     differing = [
         f"{name}: {list(there[name]) if name in there else 'nothing'} there, "
         f"{list(here[name]) if name in here else 'nothing'} here"
