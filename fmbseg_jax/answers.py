@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,11 +16,15 @@ import numpy as np
 
 from fmbseg_jax import colours, figures
 from fmbseg_jax.data import files, images, label_maps
+from fmbseg_jax.data.threads import Room
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.segmenter import Segmenter
-from fmbseg_jax.vocabulary import IGNORE, check_words
+from fmbseg_jax.vocabulary import IGNORE, check_words, synonyms
 
-_MOST_WORDS, _LONGEST = 500, 16_384
+_LONGEST = 16_384  # pixels of a side
+_MOST_NAMES, _LONGEST_NAME = 500, 200  # of all words and their synonyms together; letters of one
+_PIXELS = 64_000_000  # of the images that are looked at at once, together
+_KEPT = 600  # seconds; by then the page has taken a label map to where it serves it
 
 
 class Answer(NamedTuple):
@@ -38,9 +47,16 @@ class Answer(NamedTuple):
 class Answers:
     """A segmenter behind a page: many people at once, whatever they upload and type."""
 
-    def __init__(self, segmenter: Segmenter, folder: Path):
-        """Takes a folder for label maps; the largest image is that of the segmenter."""
-        self._segmenter, self._folder = segmenter, folder
+    def __init__(self, segmenter: Segmenter, uploads: Path, folder: Path):
+        """The largest image is that of the segmenter.
+
+        Args:
+          uploads: the folder that images come from. A visitor may send any path: what lies
+            elsewhere is not read.
+          folder: for label maps; one that nobody can ask the page for.
+        """
+        self._segmenter, self._uploads, self._folder = segmenter, uploads.resolve(), folder
+        self._room = Room(_PIXELS)
         self._reading = dataclasses.replace(segmenter.reading, prefix="--")
 
     def segment(self, path: str | None, words: str, opacity: float, threshold: float) -> Answer:
@@ -54,20 +70,19 @@ class Answers:
         Raises:
           UserError: there is no image, it cannot be read or is too large, or there are no words.
         """
-        image, listed = self._read(path), split(words)
-        with open(path or "", "rb") as file:
-            is_deep = images.is_deep(file, path or "")
-        labels = self._segmenter.segment(image, listed, threshold or None)
-        counts = np.bincount(labels[labels != IGNORE], minlength=len(listed))
+        listed = split(words)
         palette = colours.palette(len(listed))
-        return Answer(
-            figures.overlay(image, labels, len(listed), opacity),
-            {listed[i]: counts[i] / labels.size for i in np.argsort(-counts, kind="stable")},
-            1 - counts.sum() / labels.size,
-            {word: "#" + bytes(colour).hex() for word, colour in zip(listed, palette, strict=True)},
-            self._save(labels, palette),
-            self._reading.of_deep(int(is_deep), Path(path or "").name),
-        )
+        with self._opened(path) as (image, note):
+            labels = self._segmenter.segment(image, listed, threshold or None)
+            counts = np.bincount(labels[labels != IGNORE], minlength=len(listed))
+            return Answer(
+                figures.overlay(image, labels, len(listed), opacity),
+                {listed[i]: counts[i] / labels.size for i in np.argsort(-counts, kind="stable")},
+                1 - counts.sum() / labels.size,
+                {w: "#" + bytes(colour).hex() for w, colour in zip(listed, palette, strict=True)},
+                self._save(labels, palette),
+                note,
+            )
 
     def similarity(self, path: str | None, word: str) -> tuple[np.ndarray, float, float]:
         """The similarity of each pixel with a word, as in the paper's Figure 3.
@@ -76,17 +91,18 @@ class Answers:
           A picture uint8 [H, W, 3], dark where it is lowest and bright where it is highest, and
           these two values.
         """
-        image = self._read(path)
-        found = self._segmenter.similarities(image, split(word))[..., 0]
-        grey = image.mean(-1, keepdims=True)
-        picture = 0.75 * figures.heat_map(found) + 0.25 * grey
-        return picture.astype(np.uint8), float(found.min()), float(found.max())
+        words = split(word)
+        with self._opened(path) as (image, _):
+            found = self._segmenter.similarities(image, words)[..., 0]
+            grey = image.mean(-1, keepdims=True)
+            picture = 0.75 * figures.heat_map(found) + 0.25 * grey
+            return picture.astype(np.uint8), float(found.min()), float(found.max())
 
-    def _read(self, path: str | None) -> np.ndarray:
-        if not path:
-            raise UserError("Drop an image on the page first.")
-        data = Path(path).read_bytes()
-        height, width = images.size(data, path)  # by the header: nothing is decoded yet
+    @contextlib.contextmanager
+    def _opened(self, path: str | None) -> Iterator[tuple[np.ndarray, str]]:
+        """An uploaded image, and what is said of it; large ones wait for each other."""
+        data = self._read(path)
+        height, width = images.size(data, path or "")  # by the header: nothing is decoded yet
         most = self._reading.megapixels
         if width * height > most * 1_000_000 or max(width, height) > _LONGEST:
             raise UserError(
@@ -94,16 +110,36 @@ class Answers:
                 f"and {_LONGEST} a side. Make it smaller, or start the page with a larger "
                 "--max_megapixels."
             )
+        name = Path(path or "").name
+        note = self._reading.of_deep(int(images.is_deep(data, name)), name)
+        with self._room.take(height * width):
+            try:
+                image = images.decode(data, self._reading, name)
+            except images.ImageError as error:
+                raise UserError(f"This image {error}. Try a JPEG or PNG.") from None
+            yield image, note
+
+    def _read(self, path: str | None) -> bytes:
+        """The bytes of a regular file among the uploads, and of no other."""
+        if not path:
+            raise UserError("Drop an image on the page first.")
         try:
-            return images.decode(data, self._reading, path)
-        except images.ImageError as error:
-            raise UserError(f"This image {error}. Try a JPEG or PNG.") from None
+            file = Path(path).resolve(strict=True)
+            if file.is_relative_to(self._uploads) and stat.S_ISREG(file.stat().st_mode):
+                return file.read_bytes()
+        except (OSError, ValueError, RuntimeError):  # gone, no path at all, or a circle of links
+            pass
+        raise UserError("This image is not here any more: drop it on the page again.")
 
     def _save(self, labels: np.ndarray, palette: np.ndarray) -> Path:
-        """A file of its own for each label map, by its contents."""
+        """A file for each label map, under a name that nobody can guess."""
+        for old in self._folder.glob("*"):
+            with contextlib.suppress(OSError):  # another thread was sooner
+                if time.time() - old.stat().st_mtime > _KEPT:
+                    shutil.rmtree(old, ignore_errors=True)
         small = labels.astype(np.uint16)
         data = label_maps.encode_coloured(small, palette, colours.UNLABELLED)
-        path = self._folder / hashlib.sha256(data).hexdigest()[:16] / "labels.png"
+        path = self._folder / secrets.token_hex(16) / "labels.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomically(path, data)
         return path
@@ -111,10 +147,20 @@ class Answers:
 
 def split(words: str) -> tuple[str, ...]:
     """Words as people type them: "sky, grass" or a line each."""
+    if len(words) > _MOST_NAMES * _LONGEST_NAME:  # not even looked at
+        raise UserError(f"These are {len(words):,} letters; the page takes {_MOST_NAMES} words.")
     parts = [part.strip() for part in words.replace("\n", ",").split(",")]
     listed = [part for part in parts if part]
     if not listed:
         raise UserError("Type some words, separated by commas: sky, grass, sail boat.")
-    if len(listed) > _MOST_WORDS:
-        raise UserError(f"That are {len(listed)} words; this page takes up to {_MOST_WORDS}.")
+    names = [name for part in listed for name in synonyms(part)]
+    if len(names) > _MOST_NAMES:
+        raise UserError(
+            f"These are {len(names)} words, with their synonyms; the page takes {_MOST_NAMES}."
+        )
+    if longest := [name for name in names if len(name) > _LONGEST_NAME]:
+        raise UserError(
+            f"The word {longest[0][:30]!r}... has {len(longest[0])} letters; the page takes "
+            f"{_LONGEST_NAME}."
+        )
     return check_words(listed, "This list of words")

@@ -17,14 +17,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from fmbseg_jax import exported, listening, program, vocabulary
+from fmbseg_jax import exported, listening, program, visits, vocabulary
 from fmbseg_jax.answers import Answers
 from fmbseg_jax.data import finding
 from fmbseg_jax.errors import UserError
@@ -40,16 +39,17 @@ def main() -> None:
     listening.check_host(host)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # all remove what was uploaded
         signal.signal(number, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="fmbseg_page_") as folder:
+    visits.remove_abandoned()
+    with visits.folder() as folder:
         # These are read when Gradio, or httpx in it, is imported.
         listening.reach_directly(host, os.environ)
-        os.environ["GRADIO_TEMP_DIR"] = folder
+        os.environ["GRADIO_TEMP_DIR"] = str(folder.served)
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        os.environ["FMBSEG_CACHE"] = folder  # of the words that people type
-        _serve(Path(folder), host)
+        os.environ["FMBSEG_CACHE"] = os.devnull  # the words that people type are written nowhere
+        _serve(folder, host)
 
 
-def _serve(folder: Path, host: str) -> None:
+def _serve(folder: visits.Folder, host: str) -> None:
     model = exported.read_model(exported.locate(FLAGS.model))
     words = vocabulary.parse_words(FLAGS.words) if FLAGS.words else tuple(model["words"][:_WORDS])
     examples = []
@@ -60,7 +60,7 @@ def _serve(folder: Path, host: str) -> None:
     if FLAGS.deep:
         changes["deep"] = FLAGS.deep
     segmenter = load(FLAGS.model, changes, vision=FLAGS.vision, clip=FLAGS.clip)
-    answers = Answers(segmenter, folder / "labels")
+    answers = Answers(segmenter, folder.served, folder.private)
     title = (
         f"{Path(model['vision']['source']).name}, aligned with the text of "
         f"{Path(model['clip']['source']).name} by {model['images']} images."
@@ -81,6 +81,7 @@ def _serve(folder: Path, host: str) -> None:
             footer_links=[],
             theme=page.THEME,
             css=page.CSS,
+            app_kwargs={"middleware": [page.host_check(listening.names(host, FLAGS.names))]},
         )
     except OSError as error:
         port = FLAGS.port or "from 7860 on"
@@ -101,6 +102,9 @@ if __name__ == "__main__":
     flags.DEFINE_string("words", "", "Words that stand in the box at first; those of the training.")
     flags.DEFINE_string("examples", "", "Folder of images to begin with.")
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 for every machine.")
+    flags.DEFINE_list(
+        "names", [], "Other names that the page is asked by, such as those of a reverse proxy."
+    )
     flags.DEFINE_integer("port", 0, "Port to listen at; 0: the first free one from 7860.", 0, 65535)
     flags.DEFINE_integer("max_megabytes", 30, "Largest file that can be uploaded.", 1)
     flags.DEFINE_integer("max_megapixels", 50, "Largest image that is looked at.", 1)

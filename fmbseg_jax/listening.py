@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 
 from fmbseg_jax.errors import UserError
 
@@ -26,6 +26,24 @@ def check_host(host: str) -> None:
             f"--host={host} is no address of this machine ({error.strerror}). Give one that it "
             "has, 127.0.0.1 for this machine alone, or 0.0.0.0 for every machine that reaches it."
         ) from None
+
+
+def names(host: str, others: Iterable[str]) -> frozenset[str]:
+    """What requests to a page may call its host; empty where it listens to every machine.
+
+    Whoever can make a browser believe that a name of his is this machine's address would else read
+    the page from within his own (DNS rebinding).
+    """
+    if host in ("0.0.0.0", "::"):
+        return frozenset()
+    return frozenset(name.lower().strip("[].") for name in (host, *_HERE, *others))
+
+
+def host_of(header: str) -> str:
+    """The host in a Host header, which may have a port: `[::1]:7860` → `::1`."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0].lower()
+    return header.partition(":")[0].lower().rstrip(".")
 
 
 def in_address(host: str) -> str:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import functools
+import html
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fmbseg_jax.answers import Answers
 from fmbseg_jax.colours import UNLABELLED
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.figures import percent
+from fmbseg_jax.listening import host_of
 from fmbseg_jax.vocabulary import unlike
 
 _AT_ONCE = 8  # people whose questions are answered at once; they meet at the accelerator only
@@ -39,7 +45,8 @@ def build(
       title: what is said of the model.
     """
     with gr.Blocks(title="FMbSeg", analytics_enabled=False, delete_cache=(_KEPT, _KEPT)) as page:
-        gr.Markdown(f"## Segment any image by any words\n{title}")
+        gr.Markdown("## Segment any image by any words")
+        gr.HTML(f"<p>{html.escape(title)}</p>")  # it names files of whoever made the model
         with gr.Row():
             with gr.Column():
                 upload = gr.Image(
@@ -100,6 +107,27 @@ def build(
     return page
 
 
+class _HostCheck:
+    """Answers requests to known hosts only."""
+
+    def __init__(self, app: ASGIApp, names: frozenset[str]):
+        self._app, self._names = app, names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._names and scope["type"] in ("http", "websocket"):
+            name = host_of(Headers(scope=scope).get("host", ""))
+            if name not in self._names:
+                answer = PlainTextResponse(f"This page is not called {name!r}: see --names.", 421)
+                await answer(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def host_check(names: frozenset[str]) -> Middleware:
+    """What refuses requests to other hosts than these; to none, where there are no names."""
+    return Middleware(_HostCheck, names=names)
+
+
 def _nothing() -> tuple[Any, ...]:
     """The page without an image."""
     return None, None, gr.DownloadButton(value=None, interactive=False), _hidden()
@@ -153,6 +181,7 @@ def _messages(answer: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return answer(*given)
         except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            # The browser takes it for HTML, and words in it may be anybody's.
+            raise gr.Error(html.escape(str(error)), print_exception=False) from None
 
     return answered

@@ -21,6 +21,7 @@ from fmbseg_jax.models import encoders, identity
 from fmbseg_jax.vocabulary import TEMPLATE, prompts, synonyms
 
 _BATCH = 8  # sentences encoded at once: of one new word, little is padding
+_KEPT = 20_000  # sentences in memory; those of a visitor's page would else grow without end
 _ROUND = 8  # lengths are rounded up to a multiple, so that few shapes are compiled
 
 
@@ -57,11 +58,15 @@ class TextFeatures:
         sentences = {
             name: [prompts([name], one)[0] for one in templates] for some in names for name in some
         }
+        wanted = dict.fromkeys(sum(sentences.values(), []))
         with self._lock:  # the tokenizer is not for several threads
-            self._look_up(dict.fromkeys(sum(sentences.values(), [])))
+            self._look_up(wanted)
+            known = {sentence: self._known[sentence] for sentence in wanted}
+            while len(self._known) > _KEPT:
+                del self._known[next(iter(self._known))]
 
         def feature(name: str) -> np.ndarray:
-            found = np.stack([self._known[sentence] for sentence in sentences[name]])
+            found = np.stack([known[sentence] for sentence in sentences[name]])
             return _unit(np.mean(found if plain else _unit(found), axis=0))
 
         means = [np.mean([feature(name) for name in some], axis=0) for some in names]

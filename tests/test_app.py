@@ -3,13 +3,19 @@
 import contextlib
 import importlib.util
 import io
+import json
+import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
+import time
+import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +24,7 @@ from models import save_aligner
 from PIL import Image
 
 import fmbseg_jax
-from fmbseg_jax import listening
+from fmbseg_jax import listening, visits
 from fmbseg_jax.answers import Answer, Answers, split
 from fmbseg_jax.data import images, label_maps
 from fmbseg_jax.errors import UserError
@@ -251,7 +257,7 @@ def test_people_do_not_wait_for_each_other(browser, photo, tmp_path):
         def segment(self, image, words, background):
             return np.zeros(image.shape[:2], np.int32)
 
-    blocks = pages.build(Slow(Constant(), tmp_path), ["sky"], [], "")
+    blocks = pages.build(Slow(Constant(), Path("/"), tmp_path), ["sky"], [], "")
     _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
     try:
         visitors = [browser.new_page() for _ in range(2)]
@@ -277,7 +283,9 @@ def test_nothing_is_left_behind(export, tmp_path, monkeypatch, number):
 
 
 def test_answers(export, photo, tmp_path):
-    answers = Answers(fmbseg_jax.load(export, {"max_megapixels": 1}), tmp_path)
+    segmenter = fmbseg_jax.load(export, {"max_megapixels": 1})
+    answers = Answers(segmenter, tmp_path, tmp_path / "private")
+    photo = Path(shutil.copy(photo, tmp_path))
     image = images.decode(photo.read_bytes())
     found = answers.segment(str(photo), "sky\nmoon,", 0.5, 0.0)
     assert found.picture.shape == image.shape
@@ -322,6 +330,135 @@ def test_a_word_that_is_called_background(photo):
     assert {*kinds} <= {*legend.color_map}
     with pytest.raises(UserError, match="The background has no similarity of its own"):
         page._similarity(Fixed(), "a.png", kinds[2])
+
+
+def ask(address, path, words, name="segment", **headers):
+    """What the page's interface answers, as a program gets it: (event, data)."""
+    given = [{"path": str(path)}, words, 0, 0]
+    url = f"{address.rstrip('/')}/gradio_api/call/{name}"
+    headers = {"Content-Type": "application/json", **headers}
+    request = urllib.request.Request(url, json.dumps({"data": given}).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        event = json.load(answer)["event_id"]
+    request = urllib.request.Request(f"{url}/{event}", headers=headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        text = answer.read().decode()
+    return re.search(r"event: (\w+)\ndata: (.*)", text).groups()
+
+
+def uploaded(address, path):
+    """Where the page has put a file that a visitor gives it."""
+    border = "border0"
+    body = (
+        f'--{border}\r\nContent-Disposition: form-data; name="files"; filename="{path.name}"\r\n'
+        "Content-Type: image/png\r\n\r\n"
+    ).encode() + path.read_bytes() + f"\r\n--{border}--\r\n".encode()  # fmt: skip
+    headers = {"Content-Type": f"multipart/form-data; boundary={border}"}
+    url = f"{address.rstrip('/')}/gradio_api/upload"
+    with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60) as answer:
+        return json.load(answer)[0]
+
+
+def test_a_visitor_gets_no_file_of_the_server(address, photo, tmp_path):
+    place = uploaded(address, photo)
+    event, data = ask(address, place, "sky")
+    assert event == "complete"
+    assert "image.png" in data
+    served_folder = Path(place).parent.parent
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "picture.png").symlink_to(photo)
+    for path in (
+        photo, tmp_path / "picture.png", tmp_path / "pipe", "/dev/zero", served_folder,
+        f"{served_folder}/../../{photo.name}", f"{place}/../../../..{photo}", "", "\0", "x" * 5000,
+    ):  # fmt: skip
+        event, data = ask(address, path, "sky")
+        assert event == "error", path
+        assert "image.png" not in data
+
+
+def test_what_others_type_cannot_be_asked_for(address, photo):
+    """Label maps and features of words lie where the page serves nothing."""
+    place = uploaded(address, photo)
+    assert ask(address, place, "a secret word")[0] == "complete"
+    folder = Path(place).parent.parent.parent
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    private = [path for path in files if path.is_relative_to(folder / "private")]
+    assert private
+    assert not [path for path in files if path.suffix == ".npy"]
+    for path in private:
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{address.rstrip('/')}/gradio_api/file={path}", timeout=60)
+        assert refused.value.code in (403, 404)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200), ("localhost:7860", 200), ("LOCALHOST.", 200), ("[::1]:80", 200),
+        ("evil.example", 421), ("127.0.0.1.evil.example", 421), ("", 421), ("[::2]", 421),
+    ],
+)  # fmt: skip
+def test_other_names_of_this_machine_are_refused(address, host, status):
+    request = urllib.request.Request(address, headers={"Host": host})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert answer.status == status
+    except urllib.error.HTTPError as error:
+        assert error.code == status
+
+
+def test_names_that_are_let_in():
+    assert not listening.names("0.0.0.0", [])
+    known = listening.names("192.168.0.7", ["Water.example"])
+    assert known >= {"192.168.0.7", "water.example", "localhost", "::1"}
+    assert listening.host_of("Water.EXAMPLE.:80") == "water.example"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (";".join(f"w{i}" for i in range(10_000)), "10000 words, with their synonyms"),
+        ("x" * 5_000_000, "5,000,000 letters"),
+        ("x" * 300, "has 300 letters; the page takes 200"),
+        (",".join(f"w{i}" for i in range(501)), "These are 501 words"),
+    ],
+)
+def test_words_without_measure(words, message):
+    start = time.monotonic()
+    with pytest.raises(UserError, match=message):
+        split(words)
+    assert time.monotonic() - start < 5
+
+
+def test_html_in_errors_and_titles_is_text(tmp_path):
+    from fmbseg_jax import page
+
+    @page._messages
+    def fails():
+        raise UserError("<img src=http://evil.example>")
+
+    with pytest.raises(Exception, match="&lt;img src=http"):
+        fails()
+
+    class Nothing:
+        pass
+
+    blocks = page.build(Nothing(), ["<b>sky</b>"], [], "<img src=http://evil.example>")
+    assert "<img" not in json.dumps(blocks.get_config_file(), default=str)
+
+
+def test_a_page_that_was_killed_leaves_nothing_for_ever(export, tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    with served(f"--model={export}", end_by=signal.SIGKILL):
+        pass
+    (left,) = (tmp_path / "tmp").glob("fmbseg_page_*")
+    other = tmp_path / "tmp" / f"{left.name.rpartition('_')[0].rpartition('_')[0]}_1_alive"
+    other.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    visits.remove_abandoned()
+    assert not left.exists()
+    assert other.exists(), "process 1 lives"
 
 
 def test_app_errors(export, tmp_path):

@@ -137,11 +137,11 @@ def remove_abandoned(folder: Path) -> None:
     """Removes what killed runs, or killed workers of this one, have left unfinished below."""
     for path in folder.rglob("*.incomplete"):
         found = re.search(r"\.([^/]*)-(\d+)-\d+\.incomplete$", path.name)  # ours alone
-        if found and not (found[1] == platform.node() and _others_live(int(found[2]))):
+        if found and not (found[1] == platform.node() and is_other_process(int(found[2]))):
             path.unlink(missing_ok=True)
 
 
-def _others_live(pid: int) -> bool:
+def is_other_process(pid: int) -> bool:
     """Whether this is another process, and at work."""
     if pid == os.getpid():
         return False
