@@ -104,12 +104,15 @@ class Answers:
         data = self._read(path)
         height, width = images.size(data, path or "")  # by the header: nothing is decoded yet
         most = self._reading.megapixels
-        if width * height > most * 1_000_000 or max(width, height) > _LONGEST:
-            raise UserError(
-                f"This image has {width} x {height} pixels; this page takes up to {most} million, "
-                f"and {_LONGEST} a side. Make it smaller, or start the page with a larger "
-                "--max_megapixels."
-            )
+        for limit, over in (
+            (f"{most} million", width * height > most * 1_000_000),
+            (f"{_LONGEST} a side", max(width, height) > _LONGEST),
+        ):
+            if over:
+                raise UserError(
+                    f"This image has {width} x {height} pixels; this page takes up to {limit}. "
+                    "Make it smaller."
+                )
         name = Path(path or "").name
         note = self._reading.of_deep(int(images.is_deep(data, name)), name)
         with self._room.take(height * width):

@@ -107,8 +107,8 @@ if __name__ == "__main__":
     )
     flags.DEFINE_integer("port", 0, "Port to listen at; 0: the first free one from 7860.", 0, 65535)
     flags.DEFINE_integer("max_megabytes", 30, "Largest file that can be uploaded.", 1)
-    flags.DEFINE_integer("max_megapixels", 50, "Largest image that is looked at.", 1)
+    flags.DEFINE_integer("max_megapixels", 50, "Most pixels of an image, in millions.", 1)
     flags.DEFINE_string(
-        "deep", "", 'What scales more than 8 bits a channel: "file", its own values, or "type".'
+        "deep", "", 'How more than 8 bits a channel are scaled: by the "file" (default) or "type".'
     )
     program.run(main)

@@ -54,7 +54,7 @@ class Data(_Section):
     (one range for its three channels); "type", from 0 to the largest value that the type holds,
     which for floating point is 1."""
     max_megapixels: int = 178
-    """Images with more million pixels are refused: a small file may claim to be one."""
+    """The most pixels of an image, in millions: a small file may claim to be a huge image."""
 
     @property
     def reading(self) -> Reading:

@@ -22,7 +22,6 @@ class NotFiniteError(UserError):
     def of(cls, model: str, compute: str, field: str = "") -> NotFiniteError:
         """The error of a model that multiplied in `compute`, which `field` of the config sets."""
         found = f"{model} gives numbers that are NaN or infinite, computing in {compute}."
-        if compute == "float32" or not field:
-            return cls(f"{found} Its files are damaged: fetch them again, or give another model.")
-        wider = "bfloat16 or float32" if compute == "float16" else "float32"
-        return cls(f"{found} Set {field} to {wider}, whose range is wider.")
+        if compute == "float16" and field:
+            return cls(f"{found} Set {field} to bfloat16 or float32, whose range is wider.")
+        return cls(f"{found} Its files are damaged: fetch them again, or give another model.")

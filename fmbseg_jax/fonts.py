@@ -7,9 +7,11 @@ of the system. All stand on one line.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -205,10 +207,11 @@ def _listed() -> list[Path]:
     """Files of fonts: those of fontconfig, where it is, else those in the usual folders."""
     if program := shutil.which("fc-list"):
         command = [program, "--format", "%{file}\n"]
-        listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        if listed.strip():
-            return [Path(line) for line in listed.splitlines()]
-    folders = [Path(folder).expanduser() for folder in _FOLDERS]
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            listed = subprocess.run(command, capture_output=True, check=False, timeout=30).stdout
+            if listed.strip():
+                return [Path(os.fsdecode(line)) for line in listed.splitlines()]
+    folders = [Path(os.path.expanduser(folder)) for folder in _FOLDERS]
     return [path for folder in folders if folder.is_dir() for path in folder.rglob("*")]
 
 

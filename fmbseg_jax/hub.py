@@ -18,7 +18,8 @@ from fmbseg_jax.errors import UserError
 from fmbseg_jax.pretrained import config_json, tokenizer
 
 _WEIGHTS = "model.safetensors", "pytorch_model.bin"
-_BESIDE = ("config.json", *config_json.PROCESSORS, *tokenizer.FILES)
+BESIDE = ("config.json", *config_json.PROCESSORS, *tokenizer.FILES)
+"""What belongs to a model beside its weights."""
 _SHOWN = "*.json", "*.txt", "model*.safetensors"
 """Patterns for people; `_model_files` is exact."""
 _PICKLES = {".pth", ".pt"}
@@ -43,7 +44,7 @@ def locate(source: str) -> Path:
         source,
         lambda names: _model_files(source, names),
         lambda folder: _check_model(source, folder),
-        _BESIDE,
+        BESIDE,
         _SHOWN,
     )
 
@@ -218,7 +219,7 @@ def _model_files(source: str, names: Sequence[str]) -> list[str]:
         stem, ending = weights.split(".")
         part = re.compile(rf"{stem}(-\d+-of-\d+)?\.{ending}(\.index\.json)?")
         if found := [name for name in names if part.fullmatch(name)]:
-            return [*found, *(name for name in _BESIDE if name in names)]
+            return [*found, *(name for name in BESIDE if name in names)]
     raise UserError(
         f"{source} has no weights in Hugging Face layout ({' or '.join(_WEIGHTS)}); it has "
         f"{', '.join(sorted(names)[:8])}. Models in OpenCLIP's, timm's or Meta's own layout are "

@@ -19,11 +19,12 @@ def check_host(host: str) -> None:
         family, *_, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.bind(address)
-    except OSError as error:
-        if not isinstance(error, socket.gaierror) and error.errno != errno.EADDRNOTAVAIL:
+    except (OSError, UnicodeError) as error:  # of a name that no host can have, the latter
+        known = isinstance(error, (socket.gaierror, UnicodeError))
+        if not known and getattr(error, "errno", None) != errno.EADDRNOTAVAIL:
             raise
         raise UserError(
-            f"--host={host} is no address of this machine ({error.strerror}). Give one that it "
+            f"--host={host} is no address of this machine ({error}). Give one that it "
             "has, 127.0.0.1 for this machine alone, or 0.0.0.0 for every machine that reaches it."
         ) from None
 
@@ -59,7 +60,7 @@ def reach_directly(host: str, environment: MutableMapping[str, str]) -> None:
     kept = ",".join(environment.get(name, "") for name in ("no_proxy", "NO_PROXY")).split(",")
     names = [name.strip() for name in (*kept, *_HERE, host) if name.strip()]
     for name in ("no_proxy", "NO_PROXY"):
-        environment[name] = ",".join(dict.fromkeys(names))
+        environment[name] = "*" if "*" in names else ",".join(dict.fromkeys(names))
     if importlib.util.find_spec("socksio") is None:
         for name in (*_PROXIES, *map(str.upper, _PROXIES)):
             if environment.get(name, "").lower().startswith("socks"):

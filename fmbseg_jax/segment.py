@@ -208,8 +208,8 @@ if __name__ == "__main__":
         "short_side", 0, "Short side that images are resized to, in pixels; 0: training's."
     )
     flags.DEFINE_string(
-        "deep", "", 'What scales more than 8 bits a channel: "file", its own values, or "type".'
+        "deep", "", 'How more than 8 bits a channel are scaled: by the "file" (default) or "type".'
     )
-    flags.DEFINE_integer("max_megapixels", 0, "Largest image that is looked at; 0: 178.", 0)
+    flags.DEFINE_integer("max_megapixels", 0, "Most pixels of an image, in millions; 0: 178.", 0)
     flags.DEFINE_bool("strict", False, "Stop at the first image that cannot be read.")
     program.run(main)

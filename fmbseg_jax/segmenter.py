@@ -121,6 +121,8 @@ class Segmenter:
         """Beside the weights, what label maps depend on: fields of `Eval`, and the templates."""
         elsewhere = {"batch_size", "folder", "data", "template", "max_megapixels"}
         fields = {k: v for k, v in vars(self._eval).items() if k not in elsewhere}
+        if fields["deep"] == "file":  # results of version 0.1 do not say it, and go on
+            del fields["deep"]
         return {**fields, "templates": list(self._templates)}
 
     @property
@@ -253,7 +255,7 @@ class Segmenter:
     def _check(self, compared: Compared) -> None:
         """Raises NotFiniteError where NaN would make the first word of every pixel."""
         if not compared.finite:
-            raise NotFiniteError.of("The model", self._eval.compute, "eval.compute")
+            raise NotFiniteError.of("The model", self._eval.compute)
 
     def _compare(self, encoded: windows.Encoded[Any], classes: Classes) -> Compared:
         """An image's windows, compared with the words."""

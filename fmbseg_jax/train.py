@@ -105,7 +105,7 @@ def start_from(config: Config, model: dict[str, Any], template: Any) -> Any:
     other = read_model(folder)
     for name in ("vision", "clip"):
         source, ours, recorded = model[name]["source"], model[name]["hash"], other[name]["hash"]
-        if not identity.are_of_one(source, ours, recorded):
+        if not identity.is_one_model(source, ours, recorded):
             raise UserError(
                 f"train.start_from={folder} was trained with the {name} encoder "
                 f"{other[name]['source']} ({recorded}); here it is "

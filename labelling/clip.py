@@ -170,11 +170,10 @@ def crop_corners(shape: Sequence[int], crop: int, stride: int, patch: int) -> li
 
 def _load(folder: Path, source: str) -> Any:
     """The CLIPModel, float32, of the sizes that the other stages read in its config.json."""
-    config = config_json.read(folder, source)
-    config_json.check_kind(config, source, (config_json.CLIP,), "the model of words")
+    config = config_json.read_clip(folder, source)
     towers: dict[str, Any] = {
         f"{name}_config": (config.get(f"{name}_config") or {})
-        | config_json.clip_tower(config, name, source)
+        | config_json.clip_tower(config, name)
         for name in ("text", "vision")
     }
     # Imported here: it takes seconds, and to find that a model is missing must not.

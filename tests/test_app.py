@@ -192,7 +192,7 @@ def test_wrong_input_gets_a_message(page, photo, tmp_path):
     for words, expected in {
         "sky, Sky": "'Sky', is word 1 again",
         " , ,": "Type some words, separated by commas",
-        ",".join(map(str, range(501))): "That are 501 words",
+        ",".join(map(str, range(501))): "These are 501 words",
     }.items():
         page.reload()
         page.wait_for_selector("#segment")
@@ -305,7 +305,7 @@ def test_answers(export, photo, tmp_path):
     assert deep.picture.min() == 0 and deep.picture.max() == 255
     bomb = tmp_path / "bomb.png"
     Image.new("1", (30_000, 30_000)).save(bomb)  # 900 megapixels in 110 kB
-    with pytest.raises(UserError, match="takes up to 1 million.*--max_megapixels"):
+    with pytest.raises(UserError, match="takes up to 1 million"):
         answers.segment(str(bomb), "sky", 0.5, 0.0)
 
 
@@ -453,7 +453,7 @@ def test_a_page_that_was_killed_leaves_nothing_for_ever(export, tmp_path, monkey
     with served(f"--model={export}", end_by=signal.SIGKILL):
         pass
     (left,) = (tmp_path / "tmp").glob("fmbseg_page_*")
-    other = tmp_path / "tmp" / f"{left.name.rpartition('_')[0].rpartition('_')[0]}_1_alive"
+    other = tmp_path / "tmp" / re.sub(r"_\d+_\w+$", "_1_alive", left.name)
     other.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     visits.remove_abandoned()

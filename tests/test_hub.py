@@ -251,6 +251,20 @@ def test_files_that_hold_more_or_less_than_tensors(tmp_path):
         pickled.read(path)["a"]()
 
 
+def test_a_bit_that_flipped_in_a_pytorch_file_is_told(saved, tmp_path):
+    shutil.copytree(saved / "dino", tmp_path / "dino")
+    tensors = load_file(tmp_path / "dino" / "model.safetensors")
+    (tmp_path / "dino" / "model.safetensors").unlink()
+    path = tmp_path / "dino" / "pytorch_model.bin"
+    torch.save(tensors, path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    for read in (encoders.load_vision, identity.content_hash):
+        with pytest.raises(UserError, match="pytorch_model.bin is damaged .*CRC"):
+            read(str(tmp_path / "dino"))
+
+
 @pytest.fixture
 def without_torch(monkeypatch):
     whole = builtins.__import__

@@ -59,6 +59,16 @@ def test_images_under_other_names_are_counted(tmp_path, capsys):
         finding.find_images(tmp_path)
 
 
+def test_texts_that_begin_like_images_are_none(tmp_path):
+    place(tmp_path, "picture", kind="PNG")
+    for name, text in {
+        "LICENSE": "Python Software Foundation License", "NOTES": "BMW cars", "list": "P1 first\n",
+        "GIFTS": "GIF89a was a format", "x.rst": "P5 is a heading\n",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(text * 3)
+    assert finding.find_images(tmp_path) == ["picture"]
+
+
 def test_files_of_a_store_are_not_looked_into():
     """Each look would be a request: names without an ending are told of, and no more."""
     names = ["a/noending", "b.txt", "c.png", "d.old"]

@@ -87,7 +87,7 @@ def test_a_link_lasts_as_long_as_it_is_needed(tmp_path, monkeypatch):
     assert sorted(child.name for child in tmp_path.iterdir()) == ["plain", "run[1]"]
     assert (folder / "file").exists()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    with pytest.raises(UserError, match="would be taken for a pattern .* set TMPDIR to a folder"):
+    with pytest.raises(UserError, match="would be taken for a pattern, .* set TMPDIR to a folder"):
         exported.save_export(folder / "export", export(), "")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="set TMPDIR .*No such file"):

@@ -217,9 +217,6 @@ def test_a_config_that_contradicts_itself(clip_folder, tower, name, value):
     (clip_folder / "config.json").write_text(json.dumps(config))
     message = f"contradicts itself in {tower}_config and {tower}_config_dict .{name}"
     for load in (encoders.load_text, encoders.load_clip_vision, Clip):
-        if (load, tower) in ((encoders.load_text, "vision"), (encoders.load_clip_vision, "text")):
-            load(str(clip_folder))
-            continue
         with pytest.raises(UserError, match=message):
             load(str(clip_folder))
     config[f"{tower}_config_dict"][name] = value
@@ -235,7 +232,10 @@ def test_a_config_that_contradicts_itself(clip_folder, tower, name, value):
         ({"image_mean": [0.5], "image_std": [0.5]}, "three numbers each"),
         ({"image_mean": [0.5] * 3}, "three numbers each"),
         ({**published.PROCESSORS["clip"], "rescale_factor": 1 / 127.5}, "rescale_factor 1/255"),
-        ({**published.PROCESSORS["clip"], "do_normalize": False}, "do_normalize"),
+        ({**published.PROCESSORS["clip"], "do_normalize": False}, "without do_normalize"),
+        ({**published.PROCESSORS["clip"], "do_rescale": False}, "without do_rescale"),
+        ({**published.PROCESSORS["clip"], "rescale_factor": "1/255"}, "rescale_factor 1/255"),
+        ({**published.PROCESSORS["clip"], "image_std": [0, 0, 0]}, "the latter above 0"),
         ([1, 2], "holds no JSON object"),
     ],
 )
@@ -244,6 +244,22 @@ def test_other_pixels_are_refused_in_both_stages(clip_folder, settings, message)
     for load in (encoders.load_clip_vision, Clip):
         with pytest.raises(UserError, match=message):
             load(str(clip_folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("merges.txt", lambda data: data + b"\xff\xfe a\n"),
+        ("vocab.json", lambda data: data[:100]),
+        ("vocab.json", lambda data: b"[1]"),
+        ("tokenizer_config.json", lambda data: b'{"added_tokens_decoder": {"x": {"content": 1}}}'),
+    ],
+)
+def test_damaged_tokenizers(clip_folder, name, change):
+    path = clip_folder / name
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(UserError, match=r"(tokenizer in .* is damaged|Fetch it again|from where)"):
+        identity.content_hash(str(clip_folder))
 
 
 def test_exports_that_recorded_a_hash_of_files(clip_folder, tmp_path):
@@ -256,10 +272,10 @@ def test_exports_that_recorded_a_hash_of_files(clip_folder, tmp_path):
     recorded, source = digest.hexdigest()[:16], str(clip_folder)
     assert identity.content_hash(source, recorded) == recorded != identity.content_hash(source)
     now = identity.content_hash(source)
-    assert identity.are_of_one(source, now, recorded)
-    assert identity.are_of_one("nowhere", now, now)
-    assert not identity.are_of_one("nowhere", now, recorded)
-    assert not identity.are_of_one(source, now, "another")
+    assert identity.is_one_model(source, now, recorded)
+    assert identity.is_one_model("nowhere", now, now)
+    assert not identity.is_one_model("nowhere", now, recorded)
+    assert not identity.is_one_model(source, now, "another")
     copy = shutil.copytree(clip_folder, tmp_path / "copy")
     path = copy / "preprocessor_config.json"
     path.write_text(path.read_text().replace("0.26862954", "0.3"))

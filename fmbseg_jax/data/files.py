@@ -170,7 +170,7 @@ def replaced(folder: Path) -> Iterator[Path]:
     """A new, empty folder to fill, which takes the place of `folder` when the block ends well.
 
     The old one is moved aside first, and goes last: whenever this is killed, one of the two is
-    there, whole. Where neither has the name, it is given back to the old one by the next call.
+    there, whole. If it was killed between the two, the next call gives the old one its name back.
     """
     folder = folder.resolve()  # of a link, the folder that it leads to
     unfinished, old = folder.with_name(f"{folder.name}.incomplete"), moved_aside(folder)
@@ -194,4 +194,5 @@ def replaced(folder: Path) -> Iterator[Path]:
 
 def moved_aside(folder: Path) -> Path:
     """Where `replaced` keeps the old folder while the new one takes its name."""
+    folder = folder.resolve()  # of a link, the folder that it leads to
     return folder.with_name(f"{folder.name}.being_replaced")

@@ -102,13 +102,16 @@ def _is_image_without_ending(folder: epath.Path, name: str) -> bool:
 
 
 def _kind(path: epath.Path) -> str:
-    """The kind of image that a file is by its first bytes; "" for others."""
+    """The kind of image that a file is by its header; "" for others.
+
+    The first bytes alone would not do: a text may begin with "P1" or "BM".
+    """
     try:
         if not os.path.isfile(path):  # a pipe, too, would keep whoever reads it waiting
             return ""
-        with open(path, "rb") as file:
-            return opening.kind(file.read(opening.HEAD))
-    except OSError:
+        with open(path, "rb") as file, opening.opened(file) as image:
+            return image.format or ""
+    except (OSError, ValueError):
         return ""
 
 

@@ -31,7 +31,7 @@ class Reading:
     deep: str = "file"
     """What scales more than 8 bits a channel, "file" or "type"; see `deep.to_8_bits`."""
     megapixels: int = 178
-    """Images with more million pixels are refused: a small file may claim to be one."""
+    """The most pixels of an image, in millions: a small file may claim to be a huge image."""
     prefix: str = dataclasses.field(default="", compare=False)
     """What stands before `deep` and `max_megapixels` where they are set: "--config.data."."""
 
@@ -133,13 +133,15 @@ def pixels(image: Image.Image, reading: Reading = USUAL) -> np.ndarray:
         raise ValueError(fault)
     data = b""
     if deep.is_deep(image) and opening.raw_mode(image):
-        assert isinstance(image, ImageFile.ImageFile) and image.fp and image.format
+        if not isinstance(image, ImageFile.ImageFile) or not image.fp or not image.format:
+            raise ValueError("it was closed before it was decoded")
         frame, place = image.tell(), image.fp.tell()
         image.fp.seek(0)
         data = image.fp.read()
         image.fp.seek(place)
         image = opening.opened(data, kinds=(image.format,))
-        image.seek(frame)
+        if frame:
+            image.seek(frame)
     return _pixels(image, data, reading)
 
 
@@ -150,6 +152,8 @@ def _pixels(image: Image.Image, data: bytes, reading: Reading) -> np.ndarray:
         return deep.to_8_bits(deep.levels(image, data), reading.deep)
     step = opening.GREY_STEPS.get(opening.raw_mode(image), 1)
     image.load()
+    if image.info.pop(opening.OPAQUE, False):
+        image = image.convert(image.mode.removesuffix("A"))
     image = ImageOps.exif_transpose(image)
     if isinstance(image.info.get("transparency"), int):
         image.info["transparency"] *= step

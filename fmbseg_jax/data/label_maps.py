@@ -122,7 +122,7 @@ def png(data: bytes, source: str) -> Image.Image:
         )
     try:
         image = opening.opened(data, kinds=("PNG",))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"{source} cannot be read: {error}.") from None
     if max(image.size) > LONGEST:
         raise UserError(f"{source} is {max(image.size)} pixels long; {LONGEST} are possible.")

@@ -28,8 +28,9 @@ def without_patterns(folder: Path) -> Iterator[Path]:
         yield folder
         return
     advice = (
-        f"{folder} has a letter in its path that would be taken for a pattern (one of [ ] * ? \\). "
-        "Rename it, or set TMPDIR to a folder that has none and where links can be made."
+        f"{folder} has a character in its path that would be taken for a pattern, one of "
+        "[ ] * ? \\. Rename it, or set TMPDIR to a folder that has none and where links can be "
+        "made."
     )
     with contextlib.ExitStack() as stack:
         try:

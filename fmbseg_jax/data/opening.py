@@ -27,6 +27,8 @@ _BY_NAME = {".tga": "TGA", ".dib": "DIB"}
 """Kinds that their first bytes do not tell: only of files that are called so."""
 GREY_STEPS = {"L;2": 85, "L;4": 17}
 """By how the pixels of a grey PNG lie: Pillow spreads them over 0 to 255 by this factor."""
+OPAQUE = "fmbseg_opaque"
+"""In `info` of an image whose fourth channel, if it has one, means nothing."""
 HEAD = 16
 """Bytes that tell a kind."""
 
@@ -62,13 +64,13 @@ def opened(data: bytes | BinaryIO, name: str = "", kinds: Sequence[str] = FORMAT
         except (SyntaxError, IndexError, TypeError, struct.error):  # those of `Image.open`
             continue
         if one == "TGA" and not head[17] & 15:  # its fourth channel is no opacity
-            return file.convert(file.mode.removesuffix("A"))
+            file.info[OPAQUE] = True
         return file
     raise ValueError("not an image file, or damaged at its start")
 
 
 class _Tiff(TiffImagePlugin.TiffImageFile):
-    """A TIFF, which would look at that limit once more."""
+    """A TIFF; Pillow's own class asks for the limit a second time when it decodes."""
 
     def load_prepare(self) -> None:
         if self._im is None:

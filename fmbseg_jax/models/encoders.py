@@ -190,7 +190,9 @@ def _tower_of_torch_hub(file: Path) -> tuple[VisionSpec, tables.Table]:
 
 def is_clip(folder: Path, source: str) -> bool:
     """Whether a published model is a CLIP."""
-    return folder.is_dir() and config_json.read(folder, source).get("model_type") == "clip"
+    return (
+        folder.is_dir() and config_json.read(folder, source).get("model_type") == config_json.CLIP
+    )
 
 
 def load_clip_vision(
@@ -206,7 +208,7 @@ def load_clip_vision(
 
 def clip_vision_tower(folder: Path, source: str) -> tuple[VisionSpec, tables.Table]:
     """The spec of a CLIP's vision tower, and the names of its tensors."""
-    spec = _described(specs.clip_vision, _clip_config(folder, source), source)
+    spec = _described(specs.clip_vision, config_json.read_clip(folder, source), source)
     mean, std = config_json.normalisation(folder, source, (spec.mean, spec.std))
     return dataclasses.replace(spec, mean=mean, std=std), tables.clip_vision(spec)
 
@@ -232,7 +234,7 @@ def text_spec(source: str) -> TextSpec:
 
 def text_tower(folder: Path, source: str) -> tuple[TextSpec, tables.Table]:
     """The spec of a CLIP's text tower, and the names of its tensors."""
-    spec = _described(specs.clip_text, _clip_config(folder, source), source)
+    spec = _described(specs.clip_text, config_json.read_clip(folder, source), source)
     return spec, tables.clip_text(spec)
 
 
@@ -251,9 +253,3 @@ def _described(describe: Callable[[Any], Any], config: dict[str, Any], source: s
         raise UserError(
             f"The config.json of {source} lacks {error}. Take it from where the model is published."
         ) from None
-
-
-def _clip_config(folder: Path, source: str) -> dict[str, Any]:
-    config = config_json.read(folder, source)
-    config_json.check_kind(config, source, (config_json.CLIP,), "the model of words")
-    return config

@@ -1,4 +1,4 @@
-"""Which published model an aligner was trained with: a hash of its values, whatever its files."""
+"""Which published model an aligner was trained with, by a hash of the model's values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from fmbseg_jax import hub
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import encoders, tables, weights
-from fmbseg_jax.pretrained import config_json, tokenizer
+from fmbseg_jax.pretrained import tokenizer
 
 
 def content_hash(source: str, recorded: str = "") -> str:
@@ -35,7 +35,7 @@ def content_hash(source: str, recorded: str = "") -> str:
     return recorded if recorded and recorded != found and recorded == _of_files(state) else found
 
 
-def are_of_one(source: str, first: str, second: str) -> bool:
+def is_one_model(source: str, first: str, second: str) -> bool:
     """Whether two recorded hashes are of one model, which lies at `source` if they differ."""
     if first == second:
         return True
@@ -50,8 +50,7 @@ _State = tuple[tuple[Path, int], ...]
 
 
 def _state(folder: Path) -> _State:
-    beside = ("config.json", *config_json.PROCESSORS, *tokenizer.FILES)
-    paths = [*hub.weight_files(folder), *(folder / name for name in beside)]
+    paths = [*hub.weight_files(folder), *(folder / name for name in hub.BESIDE)]
     return tuple((path, path.stat().st_mtime_ns) for path in paths if path.is_file())
 
 
@@ -84,10 +83,9 @@ def _towers(folder: Path, source: str) -> Iterator[tuple[Any, tables.Table]]:
 def _of_files(state: _State) -> str:
     """The hash of a model as it was recorded once: of the bytes of some of its files, in order."""
     counted = "config.json", "preprocessor_config.json", *tokenizer.FILES[:4]
-    beside = ("config.json", *config_json.PROCESSORS, *tokenizer.FILES)
     digest = hashlib.sha256()
     for path, _ in state:
-        if path.name in beside and path.name not in counted:
+        if path.name in hub.BESIDE and path.name not in counted:
             continue
         with open(path, "rb") as file:
             while chunk := file.read(1 << 24):

@@ -110,7 +110,7 @@ def read_files(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
     tensors: dict[str, Callable[[], np.ndarray]] = {}
     for path in hub.weight_files(folder):
         try:
-            tensors |= _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+            readers = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
         except pickle.UnpicklingError as error:
             raise UserError(
                 f"{path} is refused or damaged: {str(error).splitlines()[0]}. Only tensors are "
@@ -119,8 +119,22 @@ def read_files(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
         except UserError:
             raise
         except Exception as error:  # both libraries' readers raise many kinds
-            raise UserError(f"{path} is damaged ({error}). Fetch it again.") from None
+            raise _damaged(path, error) from None
+        tensors |= {name: functools.partial(_tensor, path, r) for name, r in readers.items()}
     return tensors
+
+
+def _tensor(path: Path, read: Callable[[], np.ndarray]) -> np.ndarray:
+    try:
+        return read()
+    except MemoryError:  # not the file's fault
+        raise
+    except Exception as error:  # as above
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged ({error}). Fetch it again.")
 
 
 def _safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:

@@ -128,11 +128,15 @@ def _mean_and_std(settings: dict[str, Any], path: Path) -> tuple[Channels, Chann
         isinstance(value, list) and len(value) == 3 and all(type(x) in (int, float) for x in value)
         for value in values
     )
-    scaled = abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) < 1e-3
-    if not three or not scaled or settings.get("do_normalize") is False:
+    factor = settings.get("rescale_factor") or 1 / 255
+    scaled = type(factor) in (int, float) and abs(factor * 255 - 1) < 1e-3
+    off = [name for name in ("do_rescale", "do_normalize") if settings.get(name) is False]
+    if not three or not scaled or off or min(values[1]) <= 0:  # type: ignore[type-var, arg-type]
         raise UserError(
             f"{path} does not say how pixels in [0, 1] are normalised: expected image_mean and "
-            f"image_std of three numbers each, rescale_factor 1/255, do_normalize; it has {values}."
+            f"image_std of three numbers each, the latter above 0, rescale_factor 1/255, "
+            f"do_rescale and do_normalize; it has {values}, {factor!r}"
+            f"{', without '.join(['', *off])}."
         )
     (a, b, c), (d, e, f) = values  # type: ignore[misc]
     return (a, b, c), (d, e, f)
@@ -153,7 +157,7 @@ _CLIP_DEFAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def clip_tower(config: dict[str, Any], tower: str, source: str = "This CLIP") -> dict[str, Any]:
+def clip_tower(config: dict[str, Any], tower: str) -> dict[str, Any]:
     """The sizes of one tower in the config.json of a CLIPModel, with transformers' defaults.
 
     Older files say them twice, in `text_config` and in `text_config_dict`. transformers takes the
@@ -161,19 +165,27 @@ def clip_tower(config: dict[str, Any], tower: str, source: str = "This CLIP") ->
 
     Args:
       tower: "text" or "vision".
+    """
+    first, second = config.get(f"{tower}_config") or {}, config.get(f"{tower}_config_dict") or {}
+    return _CLIP_DEFAULTS[tower] | (second or first)
+
+
+def read_clip(folder: Path, source: str) -> dict[str, Any]:
+    """The config.json of a CLIP.
 
     Raises:
-      UserError: the two contradict each other, so that nobody can tell which is meant.
+      UserError: it is of another model; or what it says twice contradicts itself, so that nobody
+        can tell which is meant.
     """
-    first = config.get(f"{tower}_config") or {}
-    second = config.get(f"{tower}_config_dict") or {}
-    defaults = _CLIP_DEFAULTS[tower]
-    whole = defaults | (second or first)
-    wrong = [name for name in defaults if second and first.get(name, whole[name]) != whole[name]]
-    if wrong:
-        listed = "; ".join(f"{name}: {first[name]!r} and {whole[name]!r}" for name in wrong)
-        raise UserError(
-            f"The config.json of {source} contradicts itself in {tower}_config and "
-            f"{tower}_config_dict ({listed}). Delete the one that is wrong."
-        )
-    return whole
+    config = read(folder, source)
+    check_kind(config, source, (CLIP,), "the model of words")
+    for tower, defaults in _CLIP_DEFAULTS.items():
+        first, whole = config.get(f"{tower}_config") or {}, clip_tower(config, tower)
+        wrong = [name for name in defaults if first.get(name, whole[name]) != whole[name]]
+        if wrong:
+            listed = "; ".join(f"{name}: {first[name]!r} and {whole[name]!r}" for name in wrong)
+            raise UserError(
+                f"The config.json of {source} contradicts itself in {tower}_config and "
+                f"{tower}_config_dict ({listed}). Delete the one that is wrong."
+            )
+    return config

@@ -46,7 +46,9 @@ def read(path: Path) -> dict[str, Callable[[], np.ndarray]]:
     if not zipfile.is_zipfile(path):
         raise OldFormatError(f"{path} is no zip archive")
     with zipfile.ZipFile(path) as archive:
-        (listing,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+        listing = next((name for name in archive.namelist() if name.endswith("/data.pkl")), "")
+        if not listing:
+            raise ValueError("it has no data.pkl")
         folder = listing.removesuffix("data.pkl")
         order = f"{folder}byteorder"
         if order in archive.namelist() and archive.read(order).decode() != sys.byteorder:

@@ -64,7 +64,10 @@ class Tokenizer:
                     "word."
                 )
             if self.end not in row:
-                raise UserError(f"The tokenizer ends {sentence!r} with {row[-1]}, not {self.end}.")
+                raise UserError(
+                    f"The tokenizer makes {row} of {sentence!r}, without the end, {self.end}. Take "
+                    "it from where the model was published."
+                )
             if max(row) >= self._vocabulary:
                 raise UserError(
                     f"{sentence!r} has the token {max(row)} of the tokenizer; the model knows "
@@ -81,8 +84,13 @@ def digest(folder: Path) -> str:
     check(folder)
     try:
         facts = list(_one_file(folder) if (folder / FILES[0]).is_file() else _files(folder))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"The tokenizer in {folder} is damaged ({error!r}).") from None
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"The tokenizer in {folder} is damaged ({error!r}). Take it from where the model was "
+            "published."
+        ) from None
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -92,7 +100,7 @@ def _one_file(folder: Path) -> Iterator[Any]:
     yield tokens | {token["content"]: token["id"] for token in added}
     # "a b", or ["a", "b"] since tokenizers 0.20
     merges = (m if isinstance(m, str) else " ".join(m) for m in whole["model"]["merges"])
-    yield [merge for merge in merges]
+    yield list(merges)
 
 
 def _files(folder: Path) -> Iterator[Any]:
