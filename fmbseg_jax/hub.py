@@ -36,6 +36,8 @@ def locate(source: str) -> Path:
     """
     if Path(source).is_dir() or (Path(source).is_file() and Path(source).suffix in _PICKLES):
         return Path(source)
+    if Path(source).is_file():
+        raise UserError(f"{source} is a file. Give the folder that the model's files are in.")
     if not is_id(source):
         raise UserError(
             f"No model at {source}: give a folder, or a hub id such as facebook/dinov2-base."
@@ -177,15 +179,17 @@ def weight_files(folder: Path) -> list[Path]:
     if folder.is_file():
         return [folder]
     for name in _WEIGHTS:
+        if (folder / name).is_file():  # before an index, which may be left of something else
+            return [folder / name]
         index = folder / f"{name}.index.json"
         if not index.is_file():
-            if (folder / name).is_file():
-                return [folder / name]
             continue
         try:
             parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            if any(Path(part).name != part for part in parts):
+                raise ValueError("a part lies elsewhere")
         except (ValueError, KeyError, AttributeError, TypeError):
-            raise UserError(f"{index} lists no weight_map. Fetch it again.") from None
+            raise UserError(f"{index} lists no weight_map of files. Fetch it again.") from None
         if missing := [part for part in parts if not (folder / part).is_file()]:
             raise UserError(
                 f"{folder} lacks {len(missing)} of the {len(parts)} parts that {index.name} lists: "

@@ -7,13 +7,14 @@ coco.json            run-length encoded masks, one for each word of an image
 contact_sheet.png    some of the images
 words.txt            the words, index 0 first
 skipped.tsv          images that cannot be read, with the reason
+made_from.jsonl      size and time of change of each image's file
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,10 +25,10 @@ from PIL import Image
 from fmbseg_jax import colours, figures
 from fmbseg_jax.data import coco_writer, files, images, label_maps
 from fmbseg_jax.data.images import USUAL, Reading
+from fmbseg_jax.data.sources import Sources, State
 from fmbseg_jax.vocabulary import IGNORE, synonyms, unlike
 
 _SHEET, _TILE = 12, 240  # images in the contact sheet; side of each, in pixels
-_CLOCK = 2.0  # seconds: what the coarsest file systems tell apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Outputs:
     reading: Reading = USUAL
     """How image files are read."""
 
+    @functools.cached_property
+    def _sources(self) -> Sources:
+        return Sources(self.out / "made_from.jsonl")
+
     def files(self, name: str) -> list[Path]:
         """What is written for an image; all of it there, the image is done."""
         png = Path(self.pngs[name])
@@ -51,21 +56,14 @@ class Outputs:
         return paths + [self.out / "scores" / png.with_suffix(".npz")] * self.with_scores
 
     def done(self, name: str) -> bool:
-        """Whether an image needs nothing more: all is there, and of the image as it is now.
-
-        Its files have the time of change that the image had: another photograph may get its name,
-        and be older than they.
-        """
-        try:
-            changed = (self.images / name).stat().st_mtime
-            return all(abs(path.stat().st_mtime - changed) <= _CLOCK for path in self.files(name))
-        except OSError:
-            return False
+        """Whether an image needs nothing more: all is there, and of the image as it is now."""
+        there = all(path.is_file() for path in self.files(name))
+        return there and self._sources.is_current(name, self.images / name)
 
     def write(
         self,
         name: str,
-        changed: float,
+        made_from: State,
         image: np.ndarray,
         labels: np.ndarray,
         scores: np.ndarray | None,
@@ -73,7 +71,7 @@ class Outputs:
         """Writes what was found in an image.
 
         Args:
-          changed: when the image was, in seconds of the epoch, before it was read.
+          made_from: the state of its file before it was read.
           labels: uint16 [H, W].
           scores: float16 [H, W, K], with `with_scores`.
         """
@@ -93,7 +91,7 @@ class Outputs:
         for path, content in zip(self.files(name), contents, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_atomically(path, content)
-            os.utime(path, (changed, changed))
+        self._sources.add(name, made_from)
 
     def finish(
         self, names: Sequence[str], skipped: Mapping[str, str], made_by: str

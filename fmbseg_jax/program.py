@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import os
@@ -78,6 +79,9 @@ def run(main: Callable[[], None]) -> None:
         main()
 
     home.provide()
+    for stream in (sys.stdout, sys.stderr):  # words of any alphabet, also where it is ASCII's
+        with contextlib.suppress(OSError, AttributeError):  # a stream of another kind
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     _show_notices_plainly()
     for flag in flags.FLAGS.get_flags_for_module(__name__):  # --help shows the program's own
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)

@@ -32,6 +32,7 @@ from fmbseg_jax.classes import Background, Classes
 from fmbseg_jax.comparing import by_pixel
 from fmbseg_jax.data import files, finding, images, pipeline
 from fmbseg_jax.data.finding import Found, find
+from fmbseg_jax.data.sources import State, state
 from fmbseg_jax.data.threads import Room, Writers
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.figures import percent
@@ -48,8 +49,8 @@ class _Read(NamedTuple):
     """An image, ready for the model."""
 
     name: str
-    changed: float
-    """When, in seconds of the epoch."""
+    made_from: State
+    """Of its file, before it was read."""
     prepared: Prepared
 
 
@@ -69,12 +70,12 @@ def segment_images(
     def read(i: int) -> _Read | UserError:
         path = found.folder / todo[i]
         try:
-            changed, data = path.stat().st_mtime, path.read_bytes()
+            made_from, data = state(path), path.read_bytes()
             with room.take(math.prod(images.size(data, todo[i]))):
                 image = images.decode(data, reading, todo[i])
                 if images.is_deep(data, todo[i]):
                     deep.append(todo[i])
-                return _Read(todo[i], changed, segmenter.prepare(image))
+                return _Read(todo[i], made_from, segmenter.prepare(image))
         except images.ImageError as error:
             reason = str(error)
         except OSError as error:
@@ -92,13 +93,13 @@ def segment_images(
                 bar.update()
 
     def write(one: Segmented[_Read]) -> None:
-        name, changed, prepared = one.key
+        name, made_from, prepared = one.key
         scores = None
         with room.take(one.labels.size):
             image = images.decode((found.folder / name).read_bytes(), reading, name)
             if outputs.with_scores:
                 scores = by_pixel(prepared.layout, one.compared, classes, np.float16)
-            outputs.write(name, changed, image, one.final, scores)
+            outputs.write(name, made_from, image, one.final, scores)
 
     done = len(found.names) - len(todo)
     at_once = 1 if outputs.with_scores else _THREADS  # scores take gigabytes

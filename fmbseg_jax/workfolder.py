@@ -152,7 +152,7 @@ def hold(folder: epath.PathLike) -> Iterator[None]:
 def _lock_file(folder: Path) -> IO[str]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return open(folder / ".lock", "a+")
+        return open(folder / ".lock", "a+", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(f"Cannot write to {folder}: {error.strerror or error}.") from None
 

@@ -16,7 +16,6 @@ A run that was stopped, or killed, goes on where it was when the same command is
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE, parse_words, read_words
 from labelling import engines
 from labelling.counts import Counts
-from labelling.dataset import Dataset, can_read
+from labelling.dataset import Dataset, ImageFiles
 from labelling.detection import read_image_labels
 from labelling.worker import Worker
 
@@ -82,9 +81,9 @@ def label_images(config: Config) -> None:
     names = finding.find_images(config.data.images)
     given = read_image_labels(config.data.image_labels, words, names)
     folder = epath.Path(WORKDIR.value) / "pseudo_labels"
-    readable = functools.partial(can_read, config.data.images, config.data.reading)
     with workfolder.hold(folder):
-        dataset = Dataset(folder, names, config.label.images_per_shard, readable)
+        files = ImageFiles(config.data)
+        dataset = Dataset(folder, names, config.label.images_per_shard, files)
         missing = dataset.missing()
         if missing and not config.data.annotations:
             _check_models(config)  # before the work folder is claimed with their names

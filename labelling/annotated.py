@@ -17,7 +17,7 @@ def annotated_image(
     reading: images.Reading = images.USUAL,
 ) -> PseudoLabel:
     """The record of an image file whose label map is `folder/NAME.png`."""
-    path = spelling.beside(Path(folder), PurePosixPath(filename).with_suffix(".png").as_posix())
+    path = annotation_path(folder, filename)
     size = images.decode(data, reading, filename).shape[:2]
     if not path.exists():
         raise UserError(
@@ -28,3 +28,8 @@ def annotated_image(
     if fault := label_maps.size_fault(labels, size, filename):
         raise UserError(f"{path} {fault}")
     return PseudoLabel(image=data, filename=filename, labels=labels)
+
+
+def annotation_path(folder: str | Path, filename: str) -> Path:
+    """Where the label map of an image is looked for."""
+    return spelling.beside(Path(folder), PurePosixPath(filename).with_suffix(".png").as_posix())

@@ -176,6 +176,7 @@ def _load(folder: Path, source: str) -> Any:
         | config_json.clip_tower(config, name)
         for name in ("text", "vision")
     }
+    hub.weight_files(folder)
     # Imported here: it takes seconds, and to find that a model is missing must not.
     from transformers import CLIPConfig, CLIPModel
     from transformers.utils import logging
@@ -187,6 +188,9 @@ def _load(folder: Path, source: str) -> Any:
         model, report = load(folder, config=sizes, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # transformers raises many kinds on damaged files
         raise UserError(f"The CLIP model in {folder} cannot be loaded: {error}") from error
+    surplus = [key for key in report["unexpected_keys"] if not key.endswith("position_ids")]
+    if surplus:
+        raise UserError(f"The CLIP model in {folder} has surplus parameters: {surplus[0]}, ...")
     if report["missing_keys"]:  # transformers would fill these with random numbers
         missing = ", ".join(sorted(report["missing_keys"])[:5])
         raise UserError(f"The CLIP model in {folder} lacks parameters: {missing}.")

@@ -5,6 +5,7 @@
       progress/manifest.json                            images and words, as the first run saw them
       progress/models.json                              hashes of the models, by the first run
       progress/00000.json ...                           counts of each shard
+      progress/00000.sources.json ...                   sizes and times of its images' files
       skipped.tsv                                       images left out, and why
       dataset_info.json  features.json  metadata.json   written last
 
@@ -19,14 +20,17 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
+from fmbseg_jax.config import Data
 from fmbseg_jax.data import example, images
 from fmbseg_jax.data.example import PseudoLabel
-from fmbseg_jax.data.files import write_json, write_table
+from fmbseg_jax.data.files import is_remote, write_json, write_table
 from fmbseg_jax.data.images import ImageError
+from fmbseg_jax.data.sources import State, state
 from fmbseg_jax.data.tfrecord import (
     MOST_SHARDS,
     RecordError,
@@ -36,21 +40,51 @@ from fmbseg_jax.data.tfrecord import (
 )
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.workfolder import holds, remember
+from labelling.annotated import annotation_path
 from labelling.counts import Counts
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFiles:
+    """The files that the records are made from."""
+
+    data: Data
+
+    def can_read(self, name: str) -> bool:
+        """Whether an image can be read and decoded."""
+        try:
+            images.decode(read_file(self.data.images, name), self.data.reading, name)
+        except ImageError:
+            return False
+        return True
+
+    def state(self, name: str) -> State | None:
+        """Of an image's file, and of its label map if people made one; None in a store."""
+        if is_remote(self.data.images) or is_remote(self.data.annotations):
+            return None
+        folder = self.data.annotations
+        maps = [annotation_path(folder, name)] if folder else []
+        try:
+            return state(Path(self.data.images, name), *maps)
+        except OSError:  # labelling says why
+            return None
+
+    def is_image_of(self, label: PseudoLabel) -> bool:
+        """Whether a record is of the image as it is now; with label maps of people, never."""
+        try:
+            same = read_file(self.data.images, label.filename) == label.image
+        except ImageError:
+            return False
+        return same and not self.data.annotations
 
 
 class Dataset:
     """The pseudo labels of some images, shard by shard."""
 
     def __init__(
-        self,
-        folder: epath.PathLike,
-        names: Sequence[str],
-        images_per_shard: int,
-        readable: Callable[[str], bool] = lambda name: False,
+        self, folder: epath.PathLike, names: Sequence[str], images_per_shard: int, files: ImageFiles
     ):
-        """readable: whether an image, left out by an earlier run, can be read by now."""
-        self.folder, self.readable = epath.Path(folder), readable
+        self.folder, self.files = epath.Path(folder), files
         self.names = list(names)
         self.per_shard = images_per_shard
         self.num_shards = -(-len(self.names) // images_per_shard)
@@ -84,9 +118,26 @@ class Dataset:
         return [shard for shard in range(self.num_shards) if not self._whole(shard)]
 
     def _whole(self, shard: int) -> bool:
-        """Whether a shard is there, with all of its images that can be read by now."""
+        """Whether a shard is there, with all of its images that can be read, as they are now."""
         counts = self._written.get(shard)
-        return counts is not None and not any(map(self.readable, counts.skipped_names))
+        if counts is None or any(map(self.files.can_read, counts.skipped_names)):
+            return False
+        return not self._changed(shard)
+
+    def _changed(self, shard: int) -> set[str]:
+        """The images of a shard whose files are others than its records were made from.
+
+        Files that only have another time, as copies have, hold the bytes of their records.
+        """
+        path = self._sources_path(shard)
+        known = json.loads(path.read_text()) if path.exists() else {}  # version 0.1 has none
+        differing = {name for name, state in known.items() if self.files.state(name) != state}
+        if not differing:
+            return set()
+        same = {label.filename for label in self._read(shard) if self.files.is_image_of(label)}
+        if not (changed := differing - same):
+            write_json(path, {name: self.files.state(name) for name in known})
+        return changed
 
     @functools.cached_property
     def _written(self) -> dict[int, Counts]:
@@ -110,6 +161,7 @@ class Dataset:
         """
         counts, kept = Counts(), self._records(shard)
         names = self.names[shard * self.per_shard :][: self.per_shard]
+        sources = {name: self.files.state(name) for name in names}  # before they are read
         labelled = label([name for name in names if name not in kept])
         try:
             with ShardWriter(self.path(shard)) as writer:
@@ -126,6 +178,7 @@ class Dataset:
                         writer.write(record)
                         counts.add(one, len(record))
                     after_image(counts)
+                write_json(self._sources_path(shard), sources)
                 write_json(self._counts_path(shard), dataclasses.asdict(counts))
         except OSError as error:
             raise UserError(
@@ -135,15 +188,22 @@ class Dataset:
         return counts
 
     def _records(self, shard: int) -> dict[str, PseudoLabel]:
-        """What an earlier run wrote in a shard, by image; nothing if it is damaged."""
+        """What an earlier run wrote in a shard, by image, of files that are as they were.
+
+        Nothing if it is damaged.
+        """
+        changed = self._changed(shard)
+        labels = {label.filename: label for label in self._read(shard)}
+        return {name: label for name, label in labels.items() if name not in changed}
+
+    def _read(self, shard: int) -> list[PseudoLabel]:
         if shard not in self._written:
-            return {}
+            return []
         try:
             source = RecordSource([self.path(shard)])
-            labels = [example.decode_pseudo_label(source[i]) for i in range(len(source))]
+            return [example.decode_pseudo_label(source[i]) for i in range(len(source))]
         except RecordError:
-            return {}
-        return {label.filename: label for label in labels}
+            return []
 
     def counts(self, apart_from: Sequence[int] = ()) -> Counts:
         """Sums over all shards that are there, by whatever run."""
@@ -182,6 +242,9 @@ class Dataset:
 
     def _counts_path(self, shard: int) -> epath.Path:
         return self._progress / f"{shard:05d}.json"
+
+    def _sources_path(self, shard: int) -> epath.Path:
+        return self._progress / f"{shard:05d}.sources.json"
 
     def _read_counts(self, shard: int) -> Counts | None:
         """The counts of a shard; None if it, or they, are missing or damaged."""
@@ -228,12 +291,3 @@ def read_file(folder: epath.PathLike, name: str) -> bytes:
 
 _WAITS = 1, 5, 15, 0
 """Seconds after each attempt."""
-
-
-def can_read(folder: epath.PathLike, reading: images.Reading, name: str) -> bool:
-    """Whether an image can be read and decoded."""
-    try:
-        images.decode(read_file(folder, name), reading, name)
-    except ImageError:
-        return False
-    return True

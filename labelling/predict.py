@@ -20,6 +20,7 @@ from tqdm import tqdm
 from fmbseg_jax.classes import Classes
 from fmbseg_jax.data import files, images, label_maps
 from fmbseg_jax.data.images import ImageError
+from fmbseg_jax.data.sources import Sources, State, state
 from fmbseg_jax.errors import NotFiniteError, UserError
 from fmbseg_jax.vocabulary import IGNORE
 from fmbseg_jax.workfolder import remember
@@ -53,7 +54,7 @@ def predict_images(
     unlabelled: int,
     strict: bool,
 ) -> None:
-    """Segments images into `out`; those that are there already are passed over.
+    """Segments images into `out`; what is there already, of the images as they are, stays.
 
     Args:
       root: what is remembered as their origin.
@@ -66,14 +67,21 @@ def predict_images(
     out.mkdir(parents=True, exist_ok=True)
     facts = {"images": str(root.resolve()), "words": list(classes.words)}
     remember(out / "manifest.json", facts, "Delete that folder, or give another --workdir.")
-    # The last kind is written last: where it is, so are the others.
-    todo = [name for name in files if not label_maps.path(out / KINDS[-1], name).exists()]
+    made_from = Sources(out / "made_from.jsonl")
+
+    def done(name: str) -> bool:
+        # The last kind is written last: where it is, so are the others.
+        there = label_maps.path(out / KINDS[-1], name).exists()
+        return there and made_from.is_current(name, files[name])
+
+    todo = [name for name in files if not done(name)]
     skipped, deep = list[str](), list[str]()
     if todo:
         labeller = load()
         with tqdm(total=len(files), initial=len(files) - len(todo), unit="image") as bar:
             for name in todo:
                 try:
+                    source = _state(files[name])
                     data = read_file(files[name].parent, files[name].name)
                     if images.is_deep(data, name):
                         deep.append(name)
@@ -82,6 +90,7 @@ def predict_images(
                         known = classes.labels(np.where(found == IGNORE, 0, found))
                         labels = np.where(found == IGNORE, np.uint16(unlabelled), known)
                         _write(label_maps.path(out / kind, name), labels)
+                    made_from.add(name, source)
                 except ImageError as error:
                     if strict:
                         raise UserError(f"{name} {error}.") from None
@@ -94,6 +103,13 @@ def predict_images(
         print(reading.of_deep(len(deep), deep[0]))
     if skipped:
         print(f"{len(skipped)} images skipped:", *skipped, sep="\n")
+
+
+def _state(path: Path) -> State:
+    try:
+        return state(path)
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror}") from None
 
 
 def _write(path: Path, labels: np.ndarray) -> None:

@@ -365,6 +365,49 @@ def test_a_shard_that_was_deleted_is_made_again(world, capsys):
     assert shards(world) == before and (folder / "progress" / "00002.json").exists()
 
 
+def exchange(first, second):
+    """Two files take each other's names; with the time that each has."""
+    between = first.with_suffix(".between")
+    first.rename(between)
+    second.rename(first)
+    between.rename(second)
+
+
+def test_photographs_that_take_the_place_of_others_are_labelled_again(world, capsys):
+    """By their bytes: a copy of all of them, with other times, is no reason to begin anew."""
+    label(world)
+    before = shards(world)
+    for path in (world / "images").rglob("*.*"):
+        os.utime(path, (1e9, 1e9))
+    capsys.readouterr()
+    assert label(world) == (0, "")
+    assert "nothing to label" in capsys.readouterr().out
+    exchange(world / "images" / "0.png", world / "images" / "6.png")  # of two shards
+    assert label(world) == (0, "")
+    assert shards(world).keys() == before.keys()
+    changed = [name for name, data in shards(world).items() if data != before[name]]
+    assert len(changed) == 2
+    for r in records(world):
+        assert r.image == (world / "images" / r.filename).read_bytes()
+    assert label(world, workdir="fresh") == (0, "")
+    assert shards(world, "fresh") == shards(world)
+
+
+def test_an_annotation_that_was_corrected_is_taken(world):
+    (world / "maps").mkdir()
+    for path in (world / "images").rglob("*.*"):
+        size = Image.open(path).size[::-1]
+        target = world / "maps" / path.relative_to(world / "images").with_suffix(".png")
+        target.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros(size, np.uint8)).save(target)
+    flags = [f"--config.data.annotations={world}/maps"]
+    assert label(world, *flags) == (0, "")
+    size = Image.open(world / "images" / "4.png").size[::-1]
+    Image.fromarray(np.ones(size, np.uint8)).save(world / "maps" / "4.png")
+    assert label(world, *flags) == (0, "")
+    assert [r.filename for r in records(world) if r.labels.any()] == ["4.png"]
+
+
 # Every message
 
 
@@ -476,6 +519,10 @@ def test_predict_goes_on(world, monkeypatch, capsys):
     (out / "stage1" / "4.png").unlink()
     assert label(world, *flags) == (0, "")
     assert {p: p.read_bytes() for p in out.rglob("*.png")} == before
+    exchange(world / "images" / "0.png", world / "images" / "4.png")
+    assert label(world, *flags) == (0, "")
+    for name, other in (("0.png", "4.png"), ("4.png", "0.png"), ("2.png", "2.png")):
+        assert (out / "stage1" / name).read_bytes() == before[out / "stage1" / other]
     monkeypatch.setattr("labelling.clip.Clip", None)
     assert label(world, *flags) == (0, "")
 

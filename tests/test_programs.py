@@ -190,6 +190,25 @@ def test_another_aligner_is_evaluated_afresh(done, world, tmp_path):
     assert before[0] != after[0]
 
 
+def test_images_that_exchange_their_names_are_counted_again(done, world, tmp_path):
+    """Nothing else of the set has changed: neither names nor the sizes of its label maps."""
+    shutil.copytree(done, tmp_path / "w")
+    shutil.copytree(world.root / "test", tmp_path / "test")
+    command = ["evaluate.py", *world.flags, f"--workdir={tmp_path / 'w'}"]
+    command.append(f"--config.eval.folder={tmp_path / 'test'}")
+    first, second = (tmp_path / "test" / "images" / f"test_00000{i}.png" for i in (0, 3))
+    run(*command)
+    before = results(tmp_path / "w")["aligner"]["iou"]
+    first.rename(tmp_path / "between.png")
+    second.rename(first)
+    (tmp_path / "between.png").rename(second)
+    run(*command)
+    after = results(tmp_path / "w")["aligner"]["iou"]
+    shutil.rmtree(tmp_path / "w" / "evaluation")
+    run(*command)
+    assert results(tmp_path / "w")["aligner"]["iou"] == after != before
+
+
 def test_label_maps_of_others_are_scored(done, world, tmp_path):
     shutil.copytree(done, tmp_path / "w")
     saved = tmp_path / "w" / "predictions" / "test"

@@ -181,6 +181,11 @@ def test_results_among_the_images_are_no_images(export, photos):
     assert "4/7" in run(*command(export, photos, out)).stdout
     assert Image.open(out / "labels" / "a.png").size == (33, 44)
     assert "4/7" not in run(*command(export, photos, out)).stdout
+    status = os.stat(photos / "a.png")
+    Image.new("RGB", (44, 33), "blue").save(photos / "a.png")  # within a second, and at once
+    os.utime(photos / "a.png", ns=(status.st_mtime_ns + 1, status.st_mtime_ns + 1))
+    run(*command(export, photos, out))
+    assert Image.open(out / "labels" / "a.png").size == (44, 33)
     other = run(*command(export, f"{photos}/*.png", out), check=False).stdout
     assert f"images: '{photos}' there, '{photos}/*.png' now" in other  # coco.json is of all
 

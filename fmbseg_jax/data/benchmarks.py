@@ -11,6 +11,7 @@ import numpy as np
 
 from fmbseg_jax.data import coco, files, finding, images, label_maps, spelling
 from fmbseg_jax.data.published import PUBLISHED, Published, Source
+from fmbseg_jax.data.sources import state
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE, read_words
 
@@ -45,11 +46,10 @@ class Benchmark:
 
     @property
     def fingerprint(self) -> str:
-        """Differs between any two sets of label maps, as far as their names and sizes tell."""
-        sizes = [(name, path.stat().st_size) for name, (_, path) in self.files.items()]
-        return repr(
-            (self.name, self.root.resolve(), self.words, self.source, self.published, sizes)
-        )
+        """Differs between any two sets, as far as sizes and times of change of their files tell."""
+        states = [(name, state(*paths)) for name, paths in self.files.items()]
+        facts = self.name, self.root.resolve(), self.words, self.source, self.published
+        return repr((facts, states))
 
     @property
     def names(self) -> Sequence[str]:

@@ -66,7 +66,19 @@ def opened(data: bytes | BinaryIO, name: str = "", kinds: Sequence[str] = FORMAT
         if one == "TGA" and not head[17] & 15:  # its fourth channel is no opacity
             file.info[OPAQUE] = True
         return file
+    kinds_told = [name for name, known in _TOLD.items() if known(head)]
+    if kinds_told:
+        raise ValueError(f"a {kinds_told[0]} file, whatever its name; convert it to JPEG or PNG")
     raise ValueError("not an image file, or damaged at its start")
+
+
+_TOLD = {
+    "HEIC": lambda head: head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"),
+    "JPEG 2000": lambda head: head[4:8] == b"jP  ",
+    "JPEG XL": lambda head: head[:2] == b"\xff\x0a" or head[4:8] == b"JXL ",
+    "Photoshop": lambda head: head[:4] == b"8BPS",
+}
+"""Kinds that are not read, by their first bytes."""
 
 
 class _Tiff(TiffImagePlugin.TiffImageFile):

@@ -250,6 +250,11 @@ def _described(describe: Callable[[Any], Any], config: dict[str, Any], source: s
     try:
         return describe(config)
     except KeyError as error:
-        raise UserError(
-            f"The config.json of {source} lacks {error}. Take it from where the model is published."
-        ) from None
+        fault = f"lacks {error}"
+    except UserError:
+        raise
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        fault = f"describes no model: {error}"
+    raise UserError(
+        f"The config.json of {source} {fault}. Take it from where the model is published."
+    )

@@ -62,6 +62,14 @@ class Spec:
     """What matrices are multiplied in: "float32" or "bfloat16". Norms, softmax and the sum that the
     branches add to are float32 in either case."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where these are no sizes of a transformer."""
+        sizes = self.width, self.depth, self.heads, self.mlp_width
+        if not all(type(size) is int and size > 0 for size in sizes) or self.width % self.heads:
+            raise ValueError(f"width, depth, heads and width of the MLP are {sizes}")
+        if not isinstance(self.epsilon, float | int) or not 0 <= self.epsilon < 1:
+            raise ValueError(f"the epsilon of the norms is {self.epsilon!r}")
+
 
 def dense(spec: Spec, width: int = 0, **options: Any) -> nn.Dense:
     """A linear layer of `width` or the spec's; multiplies in its dtype, sums in float32."""

@@ -54,6 +54,9 @@ def convert(folder: Path, table: Table, module: nn.Module, example: Array) -> di
         if theirs not in files:
             continue
         tensor, wanted = files[theirs](), layout.published(shapes[ours])
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            faults.append(f"misshapen: {theirs} holds {tensor.dtype}, expected floating point")
+            continue
         if tensor.shape != wanted:
             faults.append(f"misshapen: {theirs} is {tensor.shape}, expected {wanted}")
             continue
@@ -134,7 +137,15 @@ def _tensor(path: Path, read: Callable[[], np.ndarray]) -> np.ndarray:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
+    with open(path, "rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            return UserError(
+                f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull` there."
+            )
     return UserError(f"{path} is damaged ({error}). Fetch it again.")
+
+
+_LFS = b"version https://git-lfs"
 
 
 def _safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:
@@ -164,7 +175,10 @@ def _old_format(path: Path) -> dict[str, Callable[[], np.ndarray]]:
             f"{path} is damaged, or in the format of PyTorch before 1.6, which needs PyTorch here: "
             "pip install torch. Or fetch the model's safetensors."
         ) from None
-    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # whose message says how to run the code in it
+        raise pickle.UnpicklingError("it asks for more than tensors, or is no such file") from None
     return {name: functools.partial(_from_torch, tensor) for name, tensor in tensors.items()}
 
 

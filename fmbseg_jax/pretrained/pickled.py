@@ -56,7 +56,8 @@ def read(path: Path) -> dict[str, Callable[[], np.ndarray]]:
         with archive.open(listing) as file:
             tensors = _TensorUnpickler(file).load()
     if not isinstance(tensors, dict) or not all(isinstance(t, _Tensor) for t in tensors.values()):
-        raise ValueError("it holds more than a dict of tensors")
+        keys = f", such as {list(tensors)[0]!r}" if isinstance(tensors, dict) and tensors else ""
+        raise ValueError(f"it holds more than a dict of tensors{keys}")
     return {name: functools.partial(_load, path, folder, t) for name, t in tensors.items()}
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.pretrained.config_json import read_json
@@ -38,7 +37,7 @@ class Tokenizer:
           vocabulary: how many tokens the model knows.
           length: the most tokens of a sentence, start and end included.
         """
-        check(folder)
+        _parts(folder)  # raises where they are damaged
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of PyTorch: not needed
         from transformers import AutoTokenizer  # a second, which programs without words save
 
@@ -81,34 +80,55 @@ def digest(folder: Path) -> str:
 
     The same whether they are in one file or several.
     """
+    return hashlib.sha256(json.dumps(_parts(folder), sort_keys=True).encode()).hexdigest()
+
+
+def _parts(folder: Path) -> tuple[dict[str, int], list[str]]:
+    """The ids of all tokens, and the merges; raises UserError where they are damaged."""
     check(folder)
     try:
-        facts = list(_one_file(folder) if (folder / FILES[0]).is_file() else _files(folder))
+        tokens, merges = (_one_file if (folder / FILES[0]).is_file() else _files)(folder)
+        made = {merge.replace(" ", "", 1) for merge in merges}
+        # Words of a byte or two have no merge; those of special tokens, in brackets, neither.
+        cut = [
+            token
+            for token in tokens
+            if len(token.removesuffix("</w>")) > 1 and token not in made and token[0] != "<"
+        ]
     except UserError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"The tokenizer in {folder} is damaged ({error!r}). Take it from where the model was "
-            "published."
-        ) from None
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        raise UserError(_damaged(folder, repr(error))) from None
+    if len(cut) > _ADDED:
+        raise UserError(_damaged(folder, f"no merge makes {len(cut)} tokens, such as {cut[0]!r}"))
+    return tokens, merges
 
 
-def _one_file(folder: Path) -> Iterator[Any]:
+_ADDED = 100
+"""People may add so many tokens, which need no merge; a file that was cut lacks thousands."""
+
+
+def _damaged(folder: Path, fault: str) -> str:
+    return (
+        f"The tokenizer in {folder} is damaged ({fault}). Take it from where the model was "
+        "published."
+    )
+
+
+def _one_file(folder: Path) -> tuple[dict[str, int], list[str]]:
     whole = read_json(folder / FILES[0])
-    tokens, added = whole["model"]["vocab"], whole.get("added_tokens") or ()
-    yield tokens | {token["content"]: token["id"] for token in added}
+    added = {token["content"]: token["id"] for token in whole.get("added_tokens") or ()}
     # "a b", or ["a", "b"] since tokenizers 0.20
-    merges = (m if isinstance(m, str) else " ".join(m) for m in whole["model"]["merges"])
-    yield list(merges)
+    merges = [m if isinstance(m, str) else " ".join(m) for m in whole["model"]["merges"]]
+    return whole["model"]["vocab"] | added, merges
 
 
-def _files(folder: Path) -> Iterator[Any]:
+def _files(folder: Path) -> tuple[dict[str, int], list[str]]:
     settings = folder / FILES[3]
     listed = read_json(settings).get("added_tokens_decoder", {}) if settings.is_file() else {}
     added = {token["content"]: int(i) for i, token in listed.items()}
     if (folder / FILES[5]).is_file():
         added |= read_json(folder / FILES[5])
-    yield read_json(folder / FILES[1]) | added
     lines = (folder / FILES[2]).read_text(encoding="utf-8").splitlines()
-    yield [line for line in lines if line.strip() and not line.startswith("#version")]
+    merges = [line for line in lines if line.strip() and not line.startswith("#version")]
+    return read_json(folder / FILES[1]) | added, merges
