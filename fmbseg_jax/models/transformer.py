@@ -64,9 +64,9 @@ class Spec:
 
     def __post_init__(self) -> None:
         """Raises ValueError where these are no sizes of a transformer."""
-        sizes = self.width, self.depth, self.heads, self.mlp_width
+        sizes = self.width, self.heads, self.mlp_width, self.depth + 1  # no block is a depth, too
         if not all(type(size) is int and size > 0 for size in sizes) or self.width % self.heads:
-            raise ValueError(f"width, depth, heads and width of the MLP are {sizes}")
+            raise ValueError(f"width, heads, width of the MLP and depth + 1 are {sizes}")
         if not isinstance(self.epsilon, float | int) or not 0 <= self.epsilon < 1:
             raise ValueError(f"the epsilon of the norms is {self.epsilon!r}")
 
