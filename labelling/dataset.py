@@ -71,11 +71,12 @@ class ImageFiles:
 
     def is_image_of(self, label: PseudoLabel) -> bool:
         """Whether a record is of the image as it is now; with label maps of people, never."""
+        if self.data.annotations:  # the record does not tell which of the two files changed
+            return False
         try:
-            same = read_file(self.data.images, label.filename) == label.image
+            return read_file(self.data.images, label.filename) == label.image
         except ImageError:
             return False
-        return same and not self.data.annotations
 
 
 class Dataset:
