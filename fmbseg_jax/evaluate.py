@@ -31,8 +31,8 @@ from fmbseg_jax.config import Config
 from fmbseg_jax.data import label_maps
 from fmbseg_jax.data.benchmarks import Benchmark, open_folder, open_published
 from fmbseg_jax.data.completeness import check
-from fmbseg_jax.data.files import moved_aside
 from fmbseg_jax.data.published import PUBLISHED
+from fmbseg_jax.data.replacing import moved_aside
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.evaluation import Result
 from fmbseg_jax.segmenter import compiled

@@ -19,6 +19,7 @@ import numpy as np
 from fmbseg_jax import logs, metrics, sharding
 from fmbseg_jax.classes import Classes
 from fmbseg_jax.data import files, label_maps, pipeline
+from fmbseg_jax.data.appending import open_to_append
 from fmbseg_jax.data.benchmarks import Benchmark
 from fmbseg_jax.errors import Notice, UserError
 from fmbseg_jax.looking import Prepared
@@ -115,8 +116,8 @@ class Tally:
     def add(self, image: str, counts: Counts) -> None:
         """Writes down what was counted in an image."""
         self.found[image] = counts
-        with open(self._path, "a") as file:
-            file.write(_line(image, counts) + "\n")
+        with open_to_append(self._path) as file:
+            file.write(f"{_line(image, counts)}\n".encode())
 
     def _read(self, path: Path) -> dict[str, Counts]:
         lines = path.read_text().splitlines()

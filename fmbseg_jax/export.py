@@ -4,7 +4,7 @@
     fmbseg export --model=EXPORT --push=USER/NAME
 
 Reads the aligner at EXPORT (the export/ folder of a work folder, or an id of the Hugging Face hub).
-Writes, into --out (a copy of the export), or else into EXPORT itself,
+Writes, into --out (a copy of the export), or else into EXPORT itself, all at once or nothing,
 
     aligner.safetensors       the aligner's weights, named and laid out for PyTorch
     similarities.stablehlo    images → similarities with the words, by jax.export, weights included;
@@ -17,9 +17,9 @@ it by its name. docs/export.md shows how each is used.
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,14 @@ from absl import flags
 import fmbseg_jax
 from fmbseg_jax import deployed, exported, hub, program, vocabulary, workfolder
 from fmbseg_jax.classes import Classes
-from fmbseg_jax.data.files import replaced, write_atomically, write_json
+from fmbseg_jax.data.files import write_atomically, write_json
+from fmbseg_jax.data.replacing import copy, replaced
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.loading import load
 from fmbseg_jax.models import weights
 from fmbseg_jax.segmenter import Segmenter
+
+_ARTIFACTS = "aligner.safetensors", "similarities.stablehlo", "similarities.json"
 
 
 def write_stablehlo(
@@ -57,7 +60,6 @@ def write_stablehlo(
     }
     write_atomically(out / "similarities.stablehlo", contents)
     write_json(out / "similarities.json", facts)
-    print(f"{out / 'similarities.stablehlo'}: {len(contents) / 1e6:.1f} MB, {len(words)} words")
 
 
 def write_safetensors(out: Path, segmenter: Segmenter, model: dict[str, Any]) -> None:
@@ -67,7 +69,6 @@ def write_safetensors(out: Path, segmenter: Segmenter, model: dict[str, Any]) ->
     weights.write_pytorch(
         out / "aligner.safetensors", segmenter.dense.params["aligner"], {"format": "pt", **facts}
     )
-    print(f"{out / 'aligner.safetensors'}")
 
 
 def _size(argument: list[str], window: int) -> tuple[int, int]:
@@ -85,18 +86,25 @@ def _size(argument: list[str], window: int) -> tuple[int, int]:
     return height, width
 
 
-def _own(folder: Path, out: Path) -> Path:
-    """A copy of an export, at `out`, unless that is the export itself."""
+def _check_out(folder: Path, out: Path) -> None:
+    """Raises UserError where --out cannot be replaced: it may be an earlier copy, nothing else."""
     if out.resolve() == folder.resolve():
-        return folder
-    if out.exists() or out.resolve().is_relative_to(folder.resolve()):
+        return
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"--out={out} lies in the export. Give a folder elsewhere.")
+    if out.exists() and not _is_copy(folder, out):
         raise UserError(
-            f"--out={out} is there already, or lies in the export. Give a folder that is new."
+            f"--out={out} is there already, and is no copy of {folder}. Give a folder that is new."
         )
-    with replaced(out) as new:
-        shutil.copytree(folder, new, dirs_exist_ok=True)
-        exported.read_model(new)  # whether all of it has come
-    return out
+
+
+def _is_copy(folder: Path, out: Path) -> bool:
+    """Whether all in a folder is what this program has put there, from the same export."""
+    known = {*_ARTIFACTS, *(path.name for path in folder.iterdir())}
+    if not out.is_dir() or {path.name for path in out.iterdir()} - known:
+        return False
+    same = "model.json", "README.md"
+    return filecmp.cmpfiles(folder, out, same, shallow=False)[0] == list(same)
 
 
 def main() -> None:
@@ -105,6 +113,8 @@ def main() -> None:
     model = exported.read_model(folder)
     if not FLAGS.out and not Path(FLAGS.model).exists():
         raise UserError(f"{FLAGS.model} is on the hub: give --out=FOLDER for a copy of it.")
+    out = workfolder.local(FLAGS.out, "--out") if FLAGS.out else folder
+    _check_out(folder, out)
     if FLAGS.push:
         hub.check_id(FLAGS.push)  # before anything is made
     jax.config.update("jax_platforms", "cpu")  # where programs for all platforms can be written
@@ -112,9 +122,14 @@ def main() -> None:
     changes = {"compute": FLAGS.compute} if FLAGS.compute else {}
     segmenter = load(folder, changes, vision=FLAGS.vision, clip=FLAGS.clip)
     size = _size(FLAGS.size, segmenter.window)
-    out = _own(folder, workfolder.local(FLAGS.out, "--out") if FLAGS.out else folder)
-    write_safetensors(out, segmenter, model)
-    write_stablehlo(out, segmenter, words, size)
+    with replaced(out) as new:
+        copy(folder, new, without=_ARTIFACTS)
+        if exported.read_model(new) != model:
+            raise UserError(f"{folder} was replaced in the meantime: run the same command again.")
+        write_safetensors(new, segmenter, model)
+        write_stablehlo(new, segmenter, words, size)
+    for name in _ARTIFACTS:
+        print(f"{out / name}: {(out / name).stat().st_size / 1e6:.1f} MB")
     if FLAGS.push:
         _push(out, model)
 

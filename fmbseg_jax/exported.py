@@ -21,8 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fmbseg_jax import hub
-from fmbseg_jax.data.files import moved_aside, replaced
 from fmbseg_jax.data.links import without_patterns
+from fmbseg_jax.data.replacing import moved_aside, replaced
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.model_facts import read_model, sizes
 

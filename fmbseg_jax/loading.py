@@ -35,7 +35,26 @@ def load(
         no device.
     """
     folder = exported.locate(path)
-    model = exported.read_model(folder)
+    while True:
+        model = exported.read_model(folder)
+        try:
+            segmenter = _load(folder, model, protocol, vision, clip)
+        except UserError:
+            if exported.read_model(folder) == model:
+                raise
+            continue
+        if exported.read_model(folder) == model:
+            return segmenter
+        # A training has put a new export in its place: parts of two would not fit.
+
+
+def _load(
+    folder: Path,
+    model: dict[str, Any],
+    protocol: config_lib.Eval | Mapping[str, Any] | None,
+    vision: str,
+    clip: str,
+) -> Segmenter:
     if isinstance(protocol, config_lib.Eval):
         protocol = config_lib.Config(eval=protocol).validate().eval
     else:

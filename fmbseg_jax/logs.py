@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
+from fmbseg_jax.data.appending import open_to_append
 from fmbseg_jax.data.files import write_atomically
 
 
@@ -67,8 +69,8 @@ class MetricsLog:
     def _write_lines(self) -> None:
         """Appends the lines that wait; what a full disk took of one is taken back."""
         left = "".join(self._waiting).encode()
-        with open(self._path, "ab", buffering=0) as file:  # a buffer would keep what did not fit
-            end = file.tell()
+        with open_to_append(self._path) as file:
+            end = file.seek(0, os.SEEK_END)
             try:
                 while left:
                     left = left[file.write(left) :]

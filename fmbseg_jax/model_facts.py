@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fmbseg_jax.data.files import moved_aside
+from fmbseg_jax.data.replacing import moved_aside
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models.aligner import KINDS
 

@@ -15,11 +15,12 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from etils import epath
 
 from fmbseg_jax.config import Config, flatten
+from fmbseg_jax.data.appending import open_to_append
 from fmbseg_jax.data.files import exists, is_remote, remove_abandoned, write_atomically, write_json
 from fmbseg_jax.errors import UnsupportedSystem, UserError
 
@@ -74,7 +75,33 @@ def claim(
     Returns:
       The folder.
     """
-    workdir, (stage, names) = make(workdir), made.split("/")
+    workdir = make(workdir)
+    try:
+        with _alone(workdir):
+            _record(workdir, config, fields, *made.split("/"))
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to the work folder {workdir}: {error.strerror or error}."
+        ) from None
+    return workdir
+
+
+@contextlib.contextmanager
+def _alone(workdir: epath.Path) -> Iterator[None]:
+    """Waits until no other run writes to config.json, which the stages share."""
+    if is_remote(workdir):
+        yield
+        return
+    with open_to_append(workdir / ".lock") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        remove_abandoned(Path(workdir), alone=False)
+        yield
+
+
+def _record(
+    workdir: epath.Path, config: Config, fields: tuple[str, ...], stage: str, names: str
+) -> None:
     path = workdir / "config.json"
     recorded = json.loads(path.read_text()) if path.exists() else {}
     before = recorded.get(stage, {}) if holds(workdir / stage, names) else {}
@@ -94,14 +121,8 @@ def claim(
             f"Set these fields back, delete {workdir / stage} to make it anew, or give the new "
             "experiment another --workdir."
         )
-    try:
-        new = json.dumps(recorded | {stage: ours}, indent=1) + "\n"
-        write_atomically(path, new.encode())
-    except OSError as error:
-        raise UserError(
-            f"Cannot write to the work folder {workdir}: {error.strerror or error}."
-        ) from None
-    return workdir
+    new = json.dumps(recorded | {stage: ours}, indent=1) + "\n"
+    write_atomically(path, new.encode())
 
 
 def holds(folder: epath.Path, names: str) -> bool:
@@ -131,17 +152,17 @@ def hold(folder: epath.PathLike) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
+            other = file.read().decode(errors="replace").strip() or "another run"
             raise UserError(
-                f"{folder} is in use by {file.read().strip() or 'another run'}. Wait for it, stop "
-                "it, or give another folder."
+                f"{folder} is in use by {other}. Wait for it, stop it, or give another folder."
             ) from None
         except OSError as error:  # a file system without locks
             print(f"{folder} cannot be locked ({error.strerror}): start no second run into it.")
         file.truncate(0)
         now = datetime.datetime.now().isoformat(" ", "seconds")
         program = " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]])
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now} ({program})")
-        file.flush()
+        holder = f"process {os.getpid()} on {socket.gethostname()} since {now} ({program})"
+        file.write(holder.encode(errors="backslashreplace"))
         remove_abandoned(folder)
         try:
             yield
@@ -149,10 +170,10 @@ def hold(folder: epath.PathLike) -> Iterator[None]:
             remove_abandoned(folder)
 
 
-def _lock_file(folder: Path) -> IO[str]:
+def _lock_file(folder: Path) -> BinaryIO:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return open(folder / ".lock", "a+", encoding="utf-8", errors="backslashreplace")
+        return open_to_append(folder / ".lock")
     except OSError as error:
         raise UserError(f"Cannot write to {folder}: {error.strerror or error}.") from None
 

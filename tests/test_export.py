@@ -20,6 +20,7 @@ from stand_in_hub import in_place_of_the_hub
 
 import fmbseg_jax
 from fmbseg_jax import exported, hub
+from fmbseg_jax.data import replacing
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import aligner, encoders, weights
 
@@ -145,11 +146,67 @@ def test_export_errors(export, tmp_path):
     assert "--size is H,W in pixels" in error(model, out, "--size=70")
     (tmp_path / "full").mkdir()
     assert "full is there already" in error(model, f"--out={tmp_path / 'full'}")
+    assert "export.py is there already" in error(model, f"--out={ROOT / 'fmbseg_jax/export.py'}")
     assert "lies in the export" in error(model, f"--out={export / 'params' / 'copy'}")
     assert "is no exported aligner" in error(f"--model={export}x")
     assert "needs a --out on this machine" in error(model, "--out=gs://bucket/out")
     assert "A repository on the hub is USER/NAME" in error(model, out, "--push=name")
     assert "could not be pushed to user/name" in error(model, out, "--push=user/name")
+
+
+def test_export_again(export, tmp_path):
+    """A copy of the same export is made anew; nothing else that is at --out."""
+    out = tmp_path / "out"
+    command = ["fmbseg_jax.export", f"--model={export}", f"--out={out}"]
+    run(*command, "--words=sky")
+    (out / "similarities.stablehlo").write_bytes(b"cut short")
+    run(*command, "--words=moon,sea")
+    assert json.loads((out / "similarities.json").read_text())["words"] == ["moon", "sea"]
+    (out / "notes.txt").write_text("somebody's")
+    result = run(*command, check=False)
+    assert result.returncode == 1 and "out is there already" in result.stdout
+    (out / "notes.txt").unlink()
+    (out / "README.md").write_text("somebody's")
+    assert run(*command, check=False).returncode == 1
+    assert (out / "README.md").read_text() == "somebody's"
+
+
+def test_a_full_disk_leaves_the_export_as_it_was(copy):
+    """The program is written beside it first; what did not fit is gone when the command ends."""
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    command = [sys.executable, "-m", "fmbseg_jax.export", f"--model={copy}", "--words=sky"]
+    limited = 'ulimit -f 40; exec "$@"'  # in kB: the program does not fit, the aligner does
+    result = subprocess.run(
+        ["bash", "-c", limited, "-", *command],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1 and "stablehlo" in result.stderr, result.stderr
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+    assert [path.name for path in copy.parent.iterdir()] == ["export"]
+
+
+def test_a_link_in_an_export_is_not_pushed(copy, tmp_path):
+    (tmp_path / "private").write_text("secret")
+    (copy / "more.json").symlink_to(tmp_path / "private")
+    result = run("fmbseg_jax.export", f"--model={copy}", f"--out={tmp_path / 'out'}", check=False)
+    assert "more.json leads out of" in result.stdout and not (tmp_path / "out").exists()
+
+
+def test_an_export_that_is_replaced_while_it_is_read(world, tmp_path, monkeypatch):
+    """What is loaded is one export, not the protocol of one with the parameters of another."""
+    first = save_aligner(tmp_path / "first", world.root, stride=35)
+    second = save_aligner(tmp_path / "second", world.root, stride=14)
+    load_export, swapped = exported.load_export, []
+
+    def swap(folder, template):
+        if not swapped:
+            swapped.append(True)
+            with replacing.replaced(first) as new:
+                replacing.copy(second, new)
+        return load_export(folder, template)
+
+    monkeypatch.setattr(exported, "load_export", swap)
+    assert fmbseg_jax.load(first).protocol["stride"] == 14
 
 
 @pytest.fixture

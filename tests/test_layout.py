@@ -13,8 +13,8 @@ LAYERS = [
     "config vocabulary workfolder program hub figures data.files data.threads data.tfrecord "
     "data.example data.images data.opening data.tiffs data.deep data.spelling data.accept "
     "data.finding data.label_maps data.coco data.published data.benchmarks data.completeness "
-    "classes recent colours card outputs data.coco_writer data.links data.records data.sources "
-    "listening fonts home visits",
+    "classes recent colours card outputs data.coco_writer data.links data.appending "
+    "data.replacing data.records data.sources listening fonts home visits",
     "models.positions models.transformer models.specs models.tables models.encoders "
     "models.weights models.identity models.aligner similarity rings pairs_by_row pairs losses "
     "windows pamr sliding metrics",

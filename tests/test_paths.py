@@ -1,16 +1,26 @@
 """Folders whose names look like patterns; folders that take the place of others."""
 
+import json
+import os
+import platform
 import shutil
+import subprocess
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
-from fmbseg_jax import checkpoint, exported
-from fmbseg_jax.data import files
+from fmbseg_jax import checkpoint, exported, workfolder
+from fmbseg_jax.config import Config
+from fmbseg_jax.data import replacing
+from fmbseg_jax.data.files import incomplete
 from fmbseg_jax.data.links import without_patterns
+from fmbseg_jax.data.sources import Sources
 from fmbseg_jax.errors import UserError
 
 NAMES = "run[1]", "[!a]*", "what?", "a\\b", "a b", "50%20", "небо #1"
@@ -129,6 +139,7 @@ def test_an_export_that_cannot_be_read_takes_no_place(old, monkeypatch):
 @pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt])
 def test_a_rename_that_fails_leaves_the_old_one(old, monkeypatch, fails, kind):
     rename, calls = Path.rename, []
+    monkeypatch.setattr(replacing, "_exchange", lambda one, other: False)
 
     def refused(self, target):
         calls.append(self)
@@ -148,13 +159,13 @@ def test_killed_while_neither_has_the_name(old):
     old.rename(old.with_name("export.being_replaced"))
     with pytest.raises(UserError, match=r"export\.being_replaced: rename it to export"):
         exported.read_model(exported.locate(old))
-    with pytest.raises(RuntimeError), files.replaced(old):
+    with pytest.raises(RuntimeError), replacing.replaced(old):
         raise RuntimeError
     np.testing.assert_array_equal(kernel(old), params()["kernel"])
 
 
 def test_a_relative_folder_that_is_being_replaced_is_no_id_of_the_hub(old, monkeypatch):
-    old.rename(files.moved_aside(old))
+    old.rename(replacing.moved_aside(old))
     monkeypatch.chdir(old.parent.parent)
     with pytest.raises(UserError, match="as it was replacing it"):
         exported.read_model(exported.locate(f"{old.parent.name}/export"))
@@ -166,3 +177,97 @@ def test_of_a_link_the_folder_is_replaced_that_it_leads_to(old):
     exported.save_export(link, export(1), "")
     assert link.is_symlink() and entries(old.parent) == ["export", "link"]
     np.testing.assert_array_equal(kernel(old), params(1)["kernel"])
+
+
+def test_readers_see_one_of_the_two_whenever_they_look(old):
+    """Where folders can be exchanged, the name is never without one."""
+    stop, seen = threading.Event(), set()
+
+    def look():
+        while not stop.is_set():
+            seen.add((old / "model.json").is_file())
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for i in range(20):
+        with replacing.replaced(old) as new:
+            (new / "model.json").write_text(str(i))
+    stop.set()
+    reader.join()
+    assert seen == {True} and (old / "model.json").read_text() == "19"
+    assert entries(old.parent) == ["export"]
+
+
+def test_what_fails_leaves_nothing(old):
+    with pytest.raises(OSError, match="full"), replacing.replaced(old) as new:
+        (new / "half").touch()
+        raise OSError("full")
+    assert entries(old.parent) == ["export"]
+
+
+def test_a_copy_can_be_written_to_and_follows_no_link_out(tmp_path):
+    folder, new = tmp_path / "folder", tmp_path / "new"
+    (folder / "part").mkdir(parents=True)
+    new.mkdir()
+    (folder / "part" / "a").write_text("a")
+    (folder / "b").symlink_to("part/a")
+    (folder / "part" / "a").chmod(0o400)
+    (folder / "part").chmod(0o500)
+    replacing.copy(folder, new, without=["none"])
+    assert (new / "b").read_text() == (new / "part" / "a").read_text() == "a"
+    assert not (new / "b").is_symlink()
+    assert all(path.stat().st_mode & 0o200 for path in new.rglob("*"))
+    (folder / "part").chmod(0o700)
+    for make in (
+        lambda path: path.symlink_to("/etc/hostname"),
+        lambda path: path.symlink_to(tmp_path, target_is_directory=True),
+        os.mkfifo,
+    ):
+        make(folder / "part" / "bad")
+        with pytest.raises(UserError, match="part/bad leads out of .*, or is no file"):
+            replacing.copy(folder, new)
+        (folder / "part" / "bad").unlink()
+
+
+@pytest.mark.parametrize("make", [os.symlink, os.link])
+def test_nothing_is_written_on_through_a_link(tmp_path, make):
+    """A lock, a log or a list in a folder of other people may lead to a file elsewhere."""
+    private = tmp_path / "private"
+    private.write_text("kept")
+    (tmp_path / "work").mkdir()
+    make(private, tmp_path / "work" / ".lock")
+    make(private, tmp_path / "work" / "made_from.jsonl")
+    for act in (
+        lambda: workfolder.hold(tmp_path / "work").__enter__(),
+        lambda: workfolder.claim(tmp_path / "work", Config(), ("seed",), "features/*"),
+        lambda: Sources(tmp_path / "work" / "made_from.jsonl").add("a", [[1, 2]]),
+    ):
+        with pytest.raises(UserError, match="is no file of its own"):
+            act()
+    assert private.read_text() == "kept"
+
+
+def test_stages_record_their_config_one_after_the_other(tmp_path):
+    """config.json is read, changed and written by one at a time: no stage loses its part."""
+    stages = [f"stage{i}" for i in range(12)]
+
+    def claim(stage):
+        for _ in range(10):
+            workfolder.claim(tmp_path, Config(), ("seed",), f"{stage}/*")
+
+    with ThreadPoolExecutor(len(stages)) as pool:
+        list(pool.map(claim, stages))
+    assert json.loads((tmp_path / "config.json").read_text()).keys() == set(stages)
+
+
+def test_a_claim_removes_what_killed_ones_left(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    ours = incomplete(epath.Path(tmp_path) / "config.json").name
+    left = tmp_path / ours.replace(f"-{os.getpid()}-", f"-{dead.pid}-")
+    elsewhere = tmp_path / ours.replace(platform.node(), "another-host")
+    for path in (tmp_path / ours, left, elsewhere):
+        path.touch()
+    workfolder.claim(tmp_path, Config(seed=1), ("seed",), "stage/*")
+    assert not left.exists()
+    assert elsewhere.exists()  # another machine may be writing it

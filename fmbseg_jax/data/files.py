@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import platform
 import re
-import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
@@ -133,11 +131,23 @@ def incomplete(path: epath.Path) -> epath.Path:
     return path.with_name(f"{name}.{writer}.incomplete")
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Removes what killed runs, or killed workers of this one, have left unfinished below."""
-    for path in folder.rglob("*.incomplete"):
+def remove_abandoned(folder: Path, *, alone: bool = True) -> None:
+    """Removes what killed runs, or killed workers of this one, have left unfinished below.
+
+    Args:
+      alone: no other run is at work there. Where one may be, only what is in the folder itself,
+        and of processes of this machine that have ended, is removed.
+    """
+    for path in folder.rglob("*.incomplete") if alone else folder.glob("*.incomplete"):
         found = re.search(r"\.([^/]*)-(\d+)-\d+\.incomplete$", path.name)  # ours alone
-        if found and not (found[1] == platform.node() and is_other_process(int(found[2]))):
+        if not found:
+            continue
+        host, process = found[1], int(found[2])
+        if host != platform.node():
+            left = alone
+        else:
+            left = not is_other_process(process) and (alone or process != os.getpid())
+        if left:
             path.unlink(missing_ok=True)
 
 
@@ -163,36 +173,3 @@ def write_table(path: epath.PathLike, rows: Mapping[str, str]) -> None:
     """Writes lines of two columns, split by a tab; there is none within them."""
     lines = (f"{name}\t{' '.join(text.split())}\n" for name, text in rows.items())
     write_atomically(path, "".join(lines).encode())
-
-
-@contextlib.contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """A new, empty folder to fill, which takes the place of `folder` when the block ends well.
-
-    The old one is moved aside first, and goes last: whenever this is killed, one of the two is
-    there, whole. If it was killed between the two, the next call gives the old one its name back.
-    """
-    folder = folder.resolve()  # of a link, the folder that it leads to
-    unfinished, old = folder.with_name(f"{folder.name}.incomplete"), moved_aside(folder)
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    for left in (unfinished, old):
-        if left.exists():
-            shutil.rmtree(left)
-    unfinished.mkdir(parents=True)
-    yield unfinished
-    if folder.exists():
-        folder.rename(old)
-    try:
-        unfinished.rename(folder)
-    except BaseException:  # Ctrl-C, too
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def moved_aside(folder: Path) -> Path:
-    """Where `replaced` keeps the old folder while the new one takes its name."""
-    folder = folder.resolve()  # of a link, the folder that it leads to
-    return folder.with_name(f"{folder.name}.being_replaced")

@@ -7,6 +7,8 @@ import os
 import threading
 from pathlib import Path
 
+from fmbseg_jax.data.appending import open_to_append
+
 State = list[list[int]]
 """Size in bytes, and time of change in nanoseconds, of each file."""
 
@@ -47,5 +49,5 @@ class Sources:
         """Writes down the state that something was made from, once it is on disk."""
         with self._lock:
             self._states[name] = found
-            with open(self._path, "a") as file:
-                file.write(f"{json.dumps([name, found])}\n")
+            with open_to_append(self._path) as file:
+                file.write(f"{json.dumps([name, found])}\n".encode())

@@ -1,0 +1,121 @@
+"""Folders that are replaced whole: filled under another name, then exchanged with the old one."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from fmbseg_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A new, empty folder to fill, which takes the place of `folder` when the block ends well.
+
+    Where the block fails, nothing is left of it. Linux and macOS exchange the two folders at once;
+    where a file system cannot, the old one is moved aside first, and goes last. So whenever this is
+    killed, one of the two is there, whole. If it was killed between the two, the next call gives
+    the old one its name back.
+    """
+    folder = folder.resolve()  # of a link, the folder that it leads to
+    unfinished, old = folder.with_name(f"{folder.name}.incomplete"), moved_aside(folder)
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for left in (unfinished, old):
+        if left.exists():
+            shutil.rmtree(left)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        if not (folder.exists() and _exchange(unfinished, folder)):
+            _move(unfinished, folder, old)
+    finally:
+        for left in (unfinished, old):  # what was not finished, or what it has replaced
+            if folder.exists() or left == unfinished:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _move(unfinished: Path, folder: Path, old: Path) -> None:
+    if folder.exists():
+        folder.rename(old)
+    try:
+        unfinished.rename(folder)
+    except BaseException:  # Ctrl-C, too
+        if old.exists():
+            old.rename(folder)
+        raise
+
+
+def moved_aside(folder: Path) -> Path:
+    """Where `replaced` keeps the old folder while the new one takes its name."""
+    folder = folder.resolve()  # of a link, the folder that it leads to
+    return folder.with_name(f"{folder.name}.being_replaced")
+
+
+_HERE = -100 if sys.platform == "linux" else -2
+"""AT_FDCWD: paths are taken from the working directory."""
+_EXCHANGE = 2
+"""RENAME_EXCHANGE of Linux's renameat2, RENAME_SWAP of macOS's renameatx_np."""
+_CANNOT = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM}
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Two folders get each other's name at once; False where the file system cannot do that."""
+    system = ctypes.CDLL(None, use_errno=True)
+    exchange = getattr(system, "renameat2" if sys.platform == "linux" else "renameatx_np", None)
+    if exchange is None:
+        return False
+    if exchange(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _CANNOT:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def copy(folder: Path, new: Path, without: Collection[str] = ()) -> None:
+    """Copies the files of a folder into a new one, which is there and empty.
+
+    Rights are not copied: a copy of what may only be read can be written to.
+
+    Args:
+      without: names in the folder itself that are left out.
+
+    Raises:
+      UserError: a file is a link out of the folder, or no file; none of it would be the folder's.
+    """
+    for path in _contents(folder):
+        name = path.relative_to(folder)
+        if str(name) in without:
+            continue
+        target = path.resolve()
+        own = any(target.is_relative_to(root) for root in (folder.resolve(), _blobs(folder)))
+        if not own or not stat.S_ISREG(target.stat().st_mode):
+            raise UserError(
+                f"{path} leads out of {folder} (to {target}), or is no file. It may be of whoever "
+                "made that folder, and is not copied: delete it, or put the file itself there."
+            )
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(target, new / name)
+
+
+def _contents(folder: Path) -> Iterator[Path]:
+    """All below a folder but its folders, sorted; links to folders are not followed."""
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        links = [name for name in folders if Path(root, name).is_symlink()]
+        yield from (Path(root, name) for name in sorted([*names, *links]))
+
+
+def _blobs(folder: Path) -> Path:
+    """Where the hub's cache keeps the files that `models--USER--NAME/snapshots/REVISION` links."""
+    folder = folder.resolve()
+    cached = folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--")
+    return folder.parents[1] / "blobs" if cached else folder
