@@ -78,7 +78,11 @@ class Checkpoints:
         return best if scored else self.last
 
     def save(
-        self, step: int, state: Any, batches: pipeline.Iterator, score: float | None = None
+        self,
+        step: int,
+        state: Any,
+        batches: pipeline.Iterator | pipeline.Reader,
+        score: float | None = None,
     ) -> None:
         """Saves in the background; a save that a kill cuts short is never restored.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
@@ -18,6 +19,7 @@ from fmbseg_jax.data import accept, images
 from fmbseg_jax.data.accept import ImageLike
 from fmbseg_jax.dense import Dense
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.forks import check_process
 from fmbseg_jax.recent import Recent
 
 Key = TypeVar("Key")
@@ -77,6 +79,7 @@ class Looker:
         self._encode: Any = jax.jit(dense.apply)
         self._placed, self._lock = _Placed(dense.params), threading.Lock()
         self.reading = dataclasses.replace(protocol.reading, prefix="eval.")
+        self._process = os.getpid()
 
     @property
     def compiled(self) -> int:
@@ -125,6 +128,7 @@ class Looker:
 
     def _now(self) -> _Placed:
         """What belongs to the model's present parameters; validation exchanges them."""
+        check_process(self._process)
         with self._lock:  # threads that come first are to share it
             if self._placed.params is not self._dense.params:
                 self._placed = _Placed(self._dense.params)

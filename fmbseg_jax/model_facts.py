@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fmbseg_jax.data.replacing import moved_aside
+from fmbseg_jax.data.spelling import printable
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models.aligner import KINDS
 
@@ -64,6 +65,11 @@ def read_model(folder: str | Path) -> dict[str, Any]:
     return model
 
 
+def _is_line(value: Any) -> bool:
+    """Whether this is a string that a terminal can show."""
+    return isinstance(value, str) and printable(value) == value
+
+
 def _faults(model: Any) -> Iterator[str]:
     """What is not as `save_export` writes it."""
     if not isinstance(model, dict):
@@ -74,8 +80,8 @@ def _faults(model: Any) -> Iterator[str]:
             yield f"{name!r} is no {kind.__name__}"
         elif name in ("vision", "clip"):
             for part in ("source", "hash"):
-                if not isinstance(model[name].get(part), str):
-                    yield f"{name}.{part} is no string"
+                if not _is_line(model[name].get(part)):
+                    yield f"{name}.{part} is no string of one line"
     aligner = model.get("aligner")
     if isinstance(aligner, dict):
         numbers = {name: aligner.get(name) for name in ("output", "mlp_ratio", "heads")}
@@ -86,8 +92,8 @@ def _faults(model: Any) -> Iterator[str]:
             for name, value in numbers.items()
             if type(value) is not int or value < 1
         )
-    if not all(isinstance(word, str) for word in model.get("words") or ()):
-        yield "'words' are not strings"
+    if not all(_is_line(word) for word in model.get("words") or ()):
+        yield "'words' are not strings of one line"
     params = model.get("params", {"files": {}, "hash": ""})
     if not (
         isinstance(params, dict) and isinstance(params.get("files"), dict) and "hash" in params

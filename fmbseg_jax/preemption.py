@@ -27,6 +27,10 @@ class Notice:
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             self.signal = self.signal or "SIGTERM"
             return True
+        return self.heard()
+
+    def heard(self) -> bool:
+        """Whether this process may stop at once, not only after a step: it is the only one."""
         return bool(self.signal) and jax.process_count() == 1
 
 

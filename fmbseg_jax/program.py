@@ -25,6 +25,7 @@ from ml_collections import config_flags
 
 from fmbseg_jax import config as config_lib
 from fmbseg_jax import config_files, extras, home
+from fmbseg_jax.data.spelling import printable
 from fmbseg_jax.errors import Notice, UserError
 
 
@@ -92,7 +93,7 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(0)  # absl's own ends with 1
         raise
     except UserError as error:
-        sys.exit(f"\nerror: {error}")
+        sys.exit(f"\nerror: {_shown(error)}")
     except ModuleNotFoundError as error:
         sys.exit(extras.missing(error))
     except OSError as error:
@@ -111,10 +112,15 @@ def _show_notices_plainly() -> None:
 
     def plainly(message: Any, category: type[Warning], *place: Any, **line: Any) -> str:
         if issubclass(category, Notice):
-            return f"\n{message}\n"  # a progress bar may stand in this line
+            return f"\n{_shown(message)}\n"  # a progress bar may stand in this line
         return usual(message, category, *place, **line)
 
     warnings.formatwarning = plainly
+
+
+def _shown(message: Any) -> str:
+    """A message for a terminal: what it quotes may be of anybody."""
+    return "\n".join(printable(line) for line in str(message).split("\n"))
 
 
 _ADVICE = {

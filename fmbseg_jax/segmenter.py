@@ -101,6 +101,13 @@ class Segmenter:
         self._looker = Looker(dense, protocol)
         self._text_of: Any = functools.lru_cache(16)(self._text_on)
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "A Segmenter cannot be pickled or copied: it holds arrays on devices and compiled "
+            "programs. Send the path of its export to the other process, and call "
+            "fmbseg_jax.load(path) there."
+        )
+
     @property
     def reading(self) -> Reading:
         """How image files are read."""

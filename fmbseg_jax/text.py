@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-import io
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmbseg_jax.data.files import write_atomically
+from fmbseg_jax.data.files import remove_abandoned, write_atomically
 from fmbseg_jax.errors import NotFiniteError
+from fmbseg_jax.forks import check_process
 from fmbseg_jax.models import encoders, identity
 from fmbseg_jax.vocabulary import TEMPLATE, prompts, synonyms
 
@@ -35,6 +36,7 @@ class TextFeatures:
 
     def __init__(self, source: str):
         self._source, self._lock = source, threading.Lock()
+        self._process = os.getpid()
         cache, content = _cache_folder(), identity.content_hash(source)
         self._folder = cache / "sentences" / content if cache else None
         self._known: dict[str, np.ndarray] = {}
@@ -53,6 +55,7 @@ class TextFeatures:
         SCLIP and its family); with `plain` they are averaged as they come from CLIP (as in TCL). A
         word with synonyms, `sofa;couch`, gets the mean of their features, at unit length again.
         """
+        check_process(self._process)
         templates = [template] if isinstance(template, str) else template
         names = [synonyms(word) for word in words]
         sentences = {
@@ -100,7 +103,7 @@ class TextFeatures:
         return features
 
     def _path(self, folder: Path, sentence: str) -> Path:
-        return folder / f"{hashlib.sha256(sentence.encode()).hexdigest()[:32]}.npy"
+        return folder / f"{hashlib.sha256(sentence.encode()).hexdigest()[:32]}.feature"
 
     def _remembered(self, sentence: str) -> bool:
         """Whether the feature is in memory, after a look at the disk."""
@@ -108,10 +111,10 @@ class TextFeatures:
             if self._folder is None:
                 return False
             try:
-                feature = np.load(self._path(self._folder, sentence))
-            except (OSError, ValueError, EOFError):  # not there, or damaged: made again
+                feature = _unsealed(self._path(self._folder, sentence), self.width)
+            except OSError:
                 return False
-            if not np.isfinite(feature).all():
+            if feature is None:
                 return False
             self._known[sentence] = feature
         return True
@@ -120,13 +123,38 @@ class TextFeatures:
         self._known[sentence] = feature
         if self._folder is None:
             return
-        buffer = io.BytesIO()
-        np.save(buffer, feature)
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path(self._folder, sentence), buffer.getvalue())
-        except OSError:
-            pass  # a cache that cannot be written costs time, not results
+        with contextlib.suppress(OSError):  # a cache that is not written costs time, not results
+            write_atomically(self._path(self._made_folder, sentence), _sealed(feature))
+
+    @functools.cached_property
+    def _made_folder(self) -> Path:
+        """The folder, made, without what killed processes have left unfinished there."""
+        assert self._folder is not None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(self._folder, alone=False)
+        return self._folder
+
+
+def _sealed(feature: np.ndarray) -> bytes:
+    """A feature float32 [D] as it is kept on disk: a digest of its bytes, and these."""
+    data = np.asarray(feature, "<f4").tobytes()
+    return _digest(data) + data
+
+
+def _unsealed(path: Path, width: int) -> np.ndarray | None:
+    """A feature float32 [width] of the disk; None where it is not what was written."""
+    contents = path.read_bytes()
+    seal, data = contents[:_SEAL], contents[_SEAL:]
+    if len(data) != 4 * width or _digest(data) != seal:
+        return None
+    return np.frombuffer(data, "<f4").astype(np.float32)
+
+
+_SEAL = 16  # bytes of the digest
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()[:_SEAL]
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

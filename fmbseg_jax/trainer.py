@@ -6,6 +6,7 @@ import collections
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 from fmbseg_jax import logs, preemption, sharding, training
 from fmbseg_jax.checkpoint import Checkpoints
 from fmbseg_jax.config import Train
-from fmbseg_jax.data.pipeline import TrainBatches
+from fmbseg_jax.data import pipeline
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.validation import Validation
 
@@ -26,7 +27,7 @@ _IN_FLIGHT = 2  # steps that the device has been given and has not done
 
 def fit(
     state: training.TrainState,
-    batches: TrainBatches,
+    batches: pipeline.TrainBatches,
     text: Array,
     frozen: Any,
     *,
@@ -63,9 +64,22 @@ def fit(
         if first:
             done = ", the last: nothing is left to train" if first == batches.steps else ""
             bar.write(f"Continuing from the checkpoint of step {first}{done}.")
-        meter, losses = _Meter(config, batches.steps), []  # losses since the last checkpoint
+        reader, meter = pipeline.Reader(iterator), _Meter(config, batches.steps)
+        losses: list[float] = []  # since the last checkpoint
+
+        def stop(step: int) -> None:
+            checkpoints.wait()
+            bar.close()
+            _stopped(notice.signal, step, checkpoints.last or 0, workdir)
+
         for step in range(first + 1, batches.steps + 1):
-            batch = meter.next(iterator)
+            batch = meter.next(reader, notice.heard)
+            if batch is None:
+                meter.take(checkpoints)
+                if step - 1 > first:
+                    checkpoints.save(step - 1, state, reader)
+                stop(step - 1)
+                return None
             state, metrics = training.train_step(
                 state, sharding.distribute(mesh, batch), text, frozen, objective=objective
             )
@@ -88,12 +102,10 @@ def fit(
                 bar.set_postfix(_shown(scalars))
             checkpoints.poll()
             if due.save:
-                checkpoints.save(step, state, iterator, value if due.score else None)
+                checkpoints.save(step, state, reader, value if due.score else None)
                 losses = []
             if due.stop:
-                checkpoints.wait()
-                bar.close()
-                _stopped(notice.signal, step, checkpoints.last, workdir)
+                stop(step)
                 return None
         checkpoints.wait()
         return checkpoints.restore_best(state) if config.export == "best" else state
@@ -136,14 +148,16 @@ class _Meter:
         self._running: collections.deque[Array] = collections.deque()
         self._compiled = False
 
-    def next(self, iterator: Any) -> dict[str, np.ndarray]:
-        """The next batch, once the device has little left to do.
+    def next(
+        self, reader: pipeline.Reader, given_up: Callable[[], bool]
+    ) -> dict[str, np.ndarray] | None:
+        """The next batch, once the device has little left to do; None where `given_up` came first.
 
         While the batch is waited for the device may have nothing to do: the whole wait counts as
         such, if it had nothing to do at its end.
         """
         start = time.monotonic()
-        batch = next(iterator)
+        batch = reader.next(given_up)
         if not self._running or self._running[-1].is_ready():  # type: ignore[attr-defined]
             self.pace.waited(time.monotonic() - start)
         if len(self._running) == _IN_FLIGHT:
@@ -210,7 +224,7 @@ def _shown(values: dict[str, float]) -> dict[str, str]:
     return shown
 
 
-def _stopped(signal: str, step: int, saved: int | None, workdir: Path) -> None:
+def _stopped(signal: str, step: int, saved: int, workdir: Path) -> None:
     """Says so; Ctrl-C ends the program as an interruption does."""
     if saved != step:
         there = f"the last one is of step {saved}" if saved else "there is none"
@@ -220,6 +234,8 @@ def _stopped(signal: str, step: int, saved: int | None, workdir: Path) -> None:
         )
     folder = workdir / "checkpoints"
     said = f"\n{signal}: stopped after step {step}; its checkpoint is saved in {folder}."
+    if not step:
+        said = f"\n{signal}: stopped before the first step."
     if signal == "SIGINT":
         print(said, flush=True)
         raise KeyboardInterrupt

@@ -8,6 +8,8 @@ import platform
 import re
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +17,9 @@ from typing import NamedTuple
 from fmbseg_jax.data.files import is_other_process
 
 _PREFIX = "fmbseg_page_"
+KEPT = 7200
+"""Seconds for which a file of a visitor stays at most, whatever became of its transfer."""
+_EVERY = 600  # seconds between looks
 
 
 class Folder(NamedTuple):
@@ -28,12 +33,38 @@ class Folder(NamedTuple):
 
 @contextlib.contextmanager
 def folder() -> Iterator[Folder]:
-    """Folders for this process alone, which go when the block ends."""
-    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{platform.node()}_{os.getpid()}_") as made:
+    """Folders for this process alone, which go when the block ends.
+
+    What threads still write by then goes when a page is started again.
+    """
+    prefix = f"{_PREFIX}{platform.node()}_{os.getpid()}_"
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as made:
         both = Folder(Path(made, "served"), Path(made, "private"))
         for part in both:
             part.mkdir()
-        yield both
+        ended = threading.Event()
+        threading.Thread(target=_sweep, args=(both, ended), daemon=True).start()
+        try:
+            yield both
+        finally:
+            ended.set()
+
+
+def _sweep(folders: Folder, ended: threading.Event) -> None:
+    while not ended.wait(_EVERY):
+        remove_old(folders, time.time() - KEPT)
+
+
+def remove_old(folders: Folder, before: float) -> None:
+    """Removes what was last written before a time, in seconds since 1970.
+
+    Of what is served, only uploads that were broken off: those that have come whole, and the
+    examples, lie in folders of their own, which Gradio sees to.
+    """
+    for path in (*folders.served.iterdir(), *folders.private.rglob("*")):
+        with contextlib.suppress(OSError):  # another thread was sooner
+            if path.is_file() and path.lstat().st_mtime < before:
+                path.unlink()
 
 
 def remove_abandoned() -> None:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
+from fmbseg_jax.data.spelling import printable
 from fmbseg_jax.errors import Notice, UserError
 
 IGNORE = 65535
@@ -36,6 +37,11 @@ def check_words(words: Iterable[str], source: str = "the word list") -> tuple[st
         for word in words
     )
     faults = [f"word {i + 1} is empty" for i, word in enumerate(cleaned) if not synonyms(word)]
+    faults += [
+        f"word {i + 1}, {printable(word)}, has a control character"
+        for i, word in enumerate(cleaned)
+        if printable(word) != word
+    ]
     first: dict[str, int] = {}
     for i, word in enumerate(cleaned):
         names = [name.lower() for name in synonyms(word)]

@@ -1,6 +1,7 @@
 """The web page in a real browser: what people do, what they do wrong, several of them at once."""
 
 import contextlib
+import http.client
 import importlib.util
 import io
 import json
@@ -65,8 +66,11 @@ def browser():
 
 
 @contextlib.contextmanager
-def served(*arguments, end_by=signal.SIGTERM, **environment):
-    """The program at work; yields the address that it prints."""
+def served(*arguments, end_by=signal.SIGTERM, output=None, **environment):
+    """The program at work; yields the address that it prints.
+
+    What it prints after that, and how it ends, is appended to `output`.
+    """
     command = ("fmbseg_jax.app", *arguments)
     process = start(*command, stdout=subprocess.PIPE, fresh=True, **environment)
     try:
@@ -78,7 +82,9 @@ def served(*arguments, end_by=signal.SIGTERM, **environment):
         yield found[0]
     finally:
         process.send_signal(end_by)
-        process.communicate(timeout=600)
+        rest = process.communicate(timeout=600)[0]
+        if output is not None:
+            output += [rest, process.returncode]
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +390,7 @@ def test_what_others_type_cannot_be_asked_for(address, photo):
     files = [path for path in folder.rglob("*") if path.is_file()]
     private = [path for path in files if path.is_relative_to(folder / "private")]
     assert private
-    assert not [path for path in files if path.suffix == ".npy"]
+    assert not [path for path in files if path.suffix == ".feature"]
     for path in private:
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{address.rstrip('/')}/gradio_api/file={path}", timeout=60)
@@ -459,6 +465,52 @@ def test_a_page_that_was_killed_leaves_nothing_for_ever(export, tmp_path, monkey
     visits.remove_abandoned()
     assert not left.exists()
     assert other.exists(), "process 1 lives"
+
+
+def test_uploads_that_were_broken_off_go_after_their_time(address, photo):
+    """Gradio knows only uploads that have come whole."""
+    served_folder = Path(uploaded(address, photo)).parent.parent
+    host, port = address.removeprefix("http://").strip("/").split(":")
+    head = (
+        f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host}\r\nContent-Length: 9999999\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+        '--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    )
+    with socket.create_connection((host, int(port))) as visitor:
+        visitor.sendall(head.encode() + b"half" * 1000)
+        while not any(path.is_file() for path in served_folder.iterdir()):
+            time.sleep(0.01)
+    folders = visits.Folder(served_folder, served_folder.parent / "private")
+    visits.remove_old(folders, before=0)
+    assert any(path.is_file() for path in served_folder.iterdir())
+    visits.remove_old(folders, before=time.time() + 1)
+    assert not any(path.is_file() for path in served_folder.iterdir())
+    assert any(path.is_dir() for path in served_folder.iterdir())  # what has come whole
+
+
+def test_a_busy_page_that_is_interrupted_ends_in_peace(export, photo, tmp_path, monkeypatch):
+    """While it answers eight visitors: no traceback, and at the next start nothing is left."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    output = []
+
+    def ask_on(address, place, number):
+        with contextlib.suppress(OSError, http.client.HTTPException, AttributeError):
+            for i in range(100):  # until the page is gone
+                ask(address, place, f"word {number} {i}")
+
+    with served(f"--model={export}", end_by=signal.SIGINT, output=output) as address:
+        place = uploaded(address, photo)
+        visitors = [threading.Thread(target=ask_on, args=(address, place, i)) for i in range(8)]
+        for visitor in visitors:
+            visitor.start()
+        time.sleep(1)
+    for visitor in visitors:
+        visitor.join(60)
+    assert "Traceback" not in output[0], output[0]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    visits.remove_abandoned()
+    assert not list((tmp_path / "tmp").glob("fmbseg_page_*"))
 
 
 def test_app_errors(export, tmp_path):

@@ -9,12 +9,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = [
     "errors extras config_checks config_files fields "
-    "pretrained.config_json pretrained.pickled pretrained.tokenizer "
+    "data.spelling pretrained.config_json pretrained.pickled pretrained.tokenizer "
     "config vocabulary workfolder program hub figures data.files data.threads data.tfrecord "
-    "data.example data.images data.opening data.tiffs data.deep data.spelling data.accept "
+    "data.example data.images data.opening data.tiffs data.deep data.accept "
     "data.finding data.label_maps data.coco data.published data.benchmarks data.completeness "
     "classes recent colours card outputs data.coco_writer data.links data.appending "
-    "data.replacing data.records data.sources listening fonts home visits",
+    "data.replacing data.records data.sources listening fonts home visits forks",
     "models.positions models.transformer models.specs models.tables models.encoders "
     "models.weights models.identity models.aligner similarity rings pairs_by_row pairs losses "
     "windows pamr sliding metrics",

@@ -72,13 +72,22 @@ def test_a_text_encoder_of_clip_that_gives_nan_is_told(clip_folder, tmp_path):
             features(["sky"])
 
 
-def test_features_of_words_that_were_kept_as_nan_are_made_again(clip_folder, monkeypatch, tmp_path):
+def test_features_of_words_that_were_damaged_on_disk_are_made_again(
+    clip_folder, monkeypatch, tmp_path
+):
     monkeypatch.setenv("FMBSEG_CACHE", str(tmp_path))
     good = TextFeatures(str(clip_folder / "good"))(["sky"])
-    (kept,) = tmp_path.rglob("*.npy")
-    np.save(kept, np.full_like(np.load(kept), np.nan))
+    (kept,) = tmp_path.rglob("*.feature")
+    whole = kept.read_bytes()
+    nan = np.full(len(whole) // 4, np.nan, np.float32).tobytes()
+    flipped = whole[:40] + bytes([whole[40] ^ 1]) + whole[41:]
+    for damaged in (b"", whole[:-1], whole[:-4], whole + b"\0" * 4, flipped, nan, nan[:16]):
+        kept.write_bytes(damaged)
+        np.testing.assert_array_equal(TextFeatures(str(clip_folder / "good"))(["sky"]), good)
+        assert kept.read_bytes() == whole
+    kept.unlink()
+    kept.mkdir()  # cannot be written, either
     np.testing.assert_array_equal(TextFeatures(str(clip_folder / "good"))(["sky"]), good)
-    assert np.isfinite(np.load(kept)).all()
 
 
 SAM_LAYERS = {

@@ -192,3 +192,29 @@ def test_a_checkpoint_of_another_architecture_is_refused(with_features, world, t
     assert other.returncode == 1
     assert "is of another architecture" in other.stdout
     assert "params.hidden.kernel: [48, 192] there, [48, 96] here" in other.stdout
+
+
+def test_told_to_stop_while_a_batch_is_read(with_features, world, tmp_path):
+    """A disk that does not answer: the step before is saved, not the one that is waited for."""
+    begin(tmp_path, with_features)
+    slow = """
+import runpy, sys, time
+from fmbseg_jax.data import pipeline
+stacked, read = pipeline._stacked, []
+def slow(*given):
+    read.append(given)
+    time.sleep(0 if len(read) <= 5 else 20)
+    return stacked(*given)
+pipeline._stacked = slow
+sys.argv = sys.argv[1:]
+runpy.run_path("train.py", run_name="__main__")
+"""
+    command = ["-c", slow, "train.py", *world.flags, *LONG, "--config.train.log_every=1"]
+    process = start(*command, f"--workdir={tmp_path}")
+    wait_for(process, tmp_path, 5)
+    told = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert wait_until(lambda: last_saved(tmp_path) == 5, process)
+    assert time.monotonic() - told < 15
+    assert "stopped after step 5; its checkpoint is saved" in process.communicate(timeout=120)[0]
+    assert process.returncode == 0

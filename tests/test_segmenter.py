@@ -1,6 +1,9 @@
 """The exported model at work, against the same computation in PyTorch."""
 
+import copy
 import dataclasses
+import multiprocessing
+import pickle
 import shutil
 
 import jax
@@ -261,3 +264,29 @@ def test_a_window_of_broken_patches_is_refused(export):
         UserError, match="eval.window = 71 is not a multiple of the encoder's patch"
     ):
         load(export, config.Eval(short_side=80, window=71, stride=35))
+
+
+def _ask_in_a_fork(segmenter, answers):
+    try:
+        segmenter.segment(photograph(70, 70), WORDS)
+    except UserError as error:
+        answers.put(str(error))
+
+
+def test_a_forked_process_is_told_that_it_cannot(segmenter):
+    """JAX would wait for ever there."""
+    segmenter.segment(photograph(70, 70), WORDS)
+    forking = multiprocessing.get_context("fork")
+    answers = forking.SimpleQueue()
+    process = forking.Process(target=_ask_in_a_fork, args=(segmenter, answers))
+    process.start()
+    process.join(60)
+    alive = process.is_alive()
+    process.kill()
+    assert not alive and "was forked" in answers.get()
+
+
+@pytest.mark.parametrize("act", [pickle.dumps, copy.deepcopy])
+def test_a_segmenter_says_why_it_cannot_be_pickled(segmenter, act):
+    with pytest.raises(TypeError, match=r"call fmbseg_jax\.load\(path\) there"):
+        act(segmenter)

@@ -15,6 +15,7 @@ from typing import Any
 import fsspec
 from etils import epath
 
+from fmbseg_jax.data.spelling import printable
 from fmbseg_jax.errors import UserError
 
 
@@ -42,10 +43,11 @@ def inside(name: str, source: str) -> str:
       source: where it was read, for the message.
     """
     parts = name.replace("\\", "/").split("/")
-    if not name.strip() or ".." in parts or parts[0] == "" or "\0" in name:
+    if not name.strip() or ".." in parts or parts[0] == "" or printable(name) != name:
         raise UserError(
-            f"{source} names the image {name!r}, which may lie outside its folder. Names are "
-            "relative, such as sub/a.jpg; do not use files of people you do not trust."
+            f"{source} names the image {name!r}, which may lie outside its folder, or upset a "
+            "terminal. Names are relative, such as sub/a.jpg, without control characters; do "
+            "not use files of people you do not trust."
         )
     return name
 
@@ -106,7 +108,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _tell(error: OSError) -> None:
-    print(f"{error.filename} is left out: {error.strerror}.")
+    print(f"{printable(str(error.filename))} is left out: {error.strerror}.")
 
 
 def write_atomically(path: epath.PathLike, data: bytes) -> None:

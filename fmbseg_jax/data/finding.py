@@ -59,6 +59,7 @@ def _sorted_out(folder: epath.Path, names: Iterable[str]) -> tuple[list[str], li
     ]
     others = [name for name in listed if name.lower().endswith(_OTHERS)]
     strange = [name for name in images if not _is_text(name)]
+    unprintable = [name for name in images if _is_text(name) and not _is_plain(name)]
     faults = []
     if others:
         faults.append(
@@ -67,16 +68,21 @@ def _sorted_out(folder: epath.Path, names: Iterable[str]) -> tuple[list[str], li
     if strange:
         shown = strange[0].encode("utf-8", "backslashreplace").decode()
         faults.append(f"Left out, for names that are not UTF-8: {len(strange)}, such as {shown}.")
+    if unprintable:
+        faults.append(
+            f"Left out, for names with control characters: {len(unprintable)}, such as "
+            f"{spelling.printable(unprintable[0])}."
+        )
     taken = {*images}
     if misnamed := _misnamed(folder, [name for name in listed if name not in taken]):
         faults.append(misnamed)
-    return [name for name in images if _is_text(name)], faults
+    return [name for name in images if _is_plain(name)], faults
 
 
 def _misnamed(folder: epath.Path, names: Sequence[str]) -> str:
     """A sentence on images whose names do not end as such; "" where there are none."""
     known = (*EXTENSIONS, *_OTHERS, *_NO_IMAGES)
-    others = [name for name in names if _is_text(name) and not name.lower().endswith(known)]
+    others = [name for name in names if _is_plain(name) and not name.lower().endswith(known)]
     kinds: dict[str, str] = {}
     if files.is_remote(folder):  # to look into each would take as many requests
         others = [name for name in others if not PurePosixPath(name).suffix]
@@ -96,7 +102,7 @@ def _misnamed(folder: epath.Path, names: Sequence[str]) -> str:
 
 def _is_image_without_ending(folder: epath.Path, name: str) -> bool:
     """Whether a file whose name has no ending is an image by its first bytes; in no store."""
-    if PurePosixPath(name).suffix or files.is_remote(folder) or not _is_text(name):
+    if PurePosixPath(name).suffix or files.is_remote(folder) or not _is_plain(name):
         return False
     return bool(_kind(folder / name))
 
@@ -115,8 +121,13 @@ def _kind(path: epath.Path) -> str:
         return ""
 
 
+def _is_plain(name: str) -> bool:
+    """Whether a name can be written into records and lists, and shown by a terminal."""
+    return _is_text(name) and spelling.printable(name) == name
+
+
 def _is_text(name: str) -> bool:
-    """Whether a name is UTF-8: others cannot be written into records and lists."""
+    """Whether a name is UTF-8."""
     return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
@@ -170,6 +181,10 @@ def find(argument: str, out: Path) -> Found:
 def _find(argument: str) -> Found:
     path = Path(argument)
     if os.path.isfile(argument):
+        if not _is_plain(path.name):
+            raise UserError(
+                f"The name {path.name!r} is not UTF-8, or has control characters. Rename the image."
+            )
         return Found(path.parent, [path.name])
     if os.path.exists(argument) or not glob.has_magic(argument):
         return Found(path, find_images(path))

@@ -7,6 +7,8 @@ batches as one that was never stopped.
 from __future__ import annotations
 
 import functools
+import queue
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
@@ -75,6 +77,44 @@ class TrainBatches:
         return iter(self._batches.to_iter_dataset(ahead))
 
 
+class Reader:
+    """Takes batches from an iterator, and can give up waiting for one."""
+
+    def __init__(self, iterator: Iterator):
+        self._iterator, self._before = iterator, iterator.get_state()
+
+    def next(self, given_up: Callable[[], bool]) -> Example | None:
+        """The next batch; None where `given_up`, asked now and then, is True before it is there.
+
+        After None no more can be taken; the state is that before the batch.
+        """
+        answer: queue.SimpleQueue[tuple[Example | None, BaseException | None]] = queue.SimpleQueue()
+
+        def take() -> None:
+            try:
+                answer.put((next(self._iterator), None))
+            except BaseException as error:  # raised where it is waited for
+                answer.put((None, error))
+
+        threading.Thread(target=take, daemon=True).start()
+        while True:
+            try:
+                batch, error = answer.get(timeout=_ASKED_AGAIN)
+            except queue.Empty:
+                if given_up():
+                    return None
+                continue
+            if error:
+                raise error
+            self._before = self._iterator.get_state()
+            return batch
+
+    def get_state(self) -> Any:
+        """The iterator's state after the last batch that was taken."""
+        return self._before
+
+
+_ASKED_AGAIN = 0.2  # s
 _AHEAD = 2
 """Batches that are put together while the device has another."""
 

@@ -1,4 +1,4 @@
-"""One name in two spellings: "é" is a letter, or, as macOS writes it, an e and an accent."""
+"""Names as they are compared and shown: "é" is one letter or, on macOS, an e and an accent."""
 
 from __future__ import annotations
 
@@ -10,6 +10,29 @@ from pathlib import Path, PurePosixPath
 def plain(name: str) -> str:
     """A name as it is compared: in letters as few as can be (Unicode's NFC)."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def printable(text: str) -> str:
+    """A text of others, such as a file's name, for a terminal or a table.
+
+    What a terminal would obey, or what would begin a line or a column, is shown as `\\x1b`, and so
+    are the marks that let a line be read in another order.
+    """
+    return "".join(letter if _is_shown(letter) else _escaped(letter) for letter in text)
+
+
+def _is_shown(letter: str) -> bool:
+    if letter.isprintable():
+        return True
+    return unicodedata.category(letter) not in ("Cc", "Zl", "Zp") and letter not in _ORDERS
+
+
+_ORDERS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Marks of Unicode that change the order in which a line is read."""
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()
 
 
 def beside(folder: Path, name: str) -> Path:
