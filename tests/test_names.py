@@ -5,10 +5,11 @@ import warnings
 
 import numpy as np
 import pytest
+from conftest import run
 from etils import epath
 from PIL import Image
 
-from fmbseg_jax.data import finding, images, label_maps, spelling
+from fmbseg_jax.data import files, finding, images, label_maps, spelling
 from fmbseg_jax.data.benchmarks import open_folder, open_published
 from fmbseg_jax.errors import Notice, UserError
 from fmbseg_jax.evaluation import score_folder
@@ -172,3 +173,50 @@ def test_two_things_have_two_names():
     assert unlike("background", ["sky", "Background;wall"]) == "background (no word)"
     twice = ["background", "background (no word)"]
     assert unlike("background", twice) == "background (no word) (no word)"
+
+
+CONTROLS = "\x1b]0;owned\x07", "a\nb", "a\tb", "\u202egpj.exe", "\x9b31m", "a\rb", "\u2028"
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_no_control_character_comes_from_a_name(control, tmp_path, capsys):
+    """Neither to a terminal nor into a table, whose columns and lines they would shift."""
+    (tmp_path / f"{control}.png").touch()
+    (tmp_path / "b.png").touch()
+    assert finding.find_images(tmp_path) == ["b.png"]
+    told = capsys.readouterr().out
+    assert "for names with control characters: 1, such as " in told
+    assert control not in told
+    with pytest.raises(UserError, match="without control characters"):
+        files.inside(f"sub/{control}.png", "A record")
+    with pytest.raises(UserError, match="Rename the image"):
+        finding.find(str(tmp_path / f"{control}.png"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("control", ["\x1b[2J", "\u202e", "\x07"])
+def test_no_control_character_comes_from_a_word(control):
+    with pytest.raises(UserError, match=r"word 1, .*, has a control character") as error:
+        check_words([f"sky{control}", "sea"], "The list")
+    assert control not in str(error.value)
+
+
+def test_usual_names_are_printable():
+    for name in (
+        "a b.jpg",
+        "été.jpg",
+        "небо.png",
+        "海.jpg",
+        "👩‍🚀.png",
+        "नमस्ते",
+        "می‌خواهم",
+        "a\u00a0b",
+    ):
+        assert spelling.printable(name) == name
+    assert spelling.printable("a\x1b[31m\n\u202e") == "a\\x1b[31m\\n\\u202e"
+
+
+def test_an_error_is_shown_without_what_a_terminal_obeys(tmp_path):
+    result = run("fmbseg_jax.segment", "--model=a\x1b[2Jb", "--images=x", "--words=sky", "--out=y",
+                 check=False)  # fmt: skip
+    assert result.returncode == 1
+    assert "\x1b" not in result.stdout and r"\x1b[2Jb" in result.stdout
