@@ -81,7 +81,7 @@ def _serve(folder: visits.Folder, host: str) -> None:
             footer_links=[],
             theme=page.THEME,
             css=page.CSS,
-            app_kwargs={"middleware": [page.host_check(listening.names(host, FLAGS.names))]},
+            app_kwargs={"middleware": [page.gate(listening.names(host, FLAGS.names))]},
         )
     except OSError as error:
         port = FLAGS.port or "from 7860 on"

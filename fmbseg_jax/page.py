@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import html
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fmbseg_jax.answers import Answers
 from fmbseg_jax.colours import UNLABELLED
@@ -107,8 +108,8 @@ def build(
     return page
 
 
-class _HostCheck:
-    """Answers requests to known hosts only."""
+class _Gate:
+    """Answers requests to known hosts only, and in a sentence those that no page would send."""
 
     def __init__(self, app: ASGIApp, names: frozenset[str]):
         self._app, self._names = app, names
@@ -120,12 +121,25 @@ class _HostCheck:
                 answer = PlainTextResponse(f"This page is not called {name!r}: see --names.", 421)
                 await answer(scope, receive, send)
                 return
-        await self._app(scope, receive, send)
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except Exception as error:  # Gradio takes what it is sent for what its own page sends
+            if begun or scope["type"] != "http":
+                raise
+            print(f"A request was refused ({type(error).__name__}).", file=sys.stderr)
+            await PlainTextResponse("This is no request of this page.", 400)(scope, receive, send)
 
 
-def host_check(names: frozenset[str]) -> Middleware:
+def gate(names: frozenset[str]) -> Middleware:
     """What refuses requests to other hosts than these; to none, where there are no names."""
-    return Middleware(_HostCheck, names=names)
+    return Middleware(_Gate, names=names)
 
 
 def _nothing() -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 import atexit
 import io
+import json
 import os
 import shutil
 import signal
@@ -101,6 +102,15 @@ class World:
                     writer.write(example.encode(record))
         sizes, metadata = [len(shard) for shard in shards], {"words": list(scenes.WORDS)}
         example.write_metadata(folder, example.PseudoLabel, sizes, 1, metadata)
+
+
+@pytest.fixture(scope="session")
+def report():
+    """How many attacks there were of each kind; printed by `make attack`."""
+    counts = {}
+    yield counts
+    if os.environ.get("ATTACK"):
+        print(f"\n\nattacks: {json.dumps(counts)}")
 
 
 @pytest.fixture(scope="session")

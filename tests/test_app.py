@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import tempfile
 import threading
 import time
@@ -20,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run, start
+from conftest import run
 from models import save_aligner
 from PIL import Image
+from visitors import ask, served, uploaded
 
 import fmbseg_jax
 from fmbseg_jax import listening, visits
@@ -63,28 +63,6 @@ def browser():
         browser = playwright.chromium.launch(executable_path=BROWSER, args=OFFLINE)
         yield browser
         browser.close()
-
-
-@contextlib.contextmanager
-def served(*arguments, end_by=signal.SIGTERM, output=None, **environment):
-    """The program at work; yields the address that it prints.
-
-    What it prints after that, and how it ends, is appended to `output`.
-    """
-    command = ("fmbseg_jax.app", *arguments)
-    process = start(*command, stdout=subprocess.PIPE, fresh=True, **environment)
-    try:
-        said = ""
-        while not (found := re.search(r"http://\S+", said)):
-            line = process.stdout.readline()
-            assert line, f"the program ended: {said}"
-            said += line
-        yield found[0]
-    finally:
-        process.send_signal(end_by)
-        rest = process.communicate(timeout=600)[0]
-        if output is not None:
-            output += [rest, process.returncode]
 
 
 @pytest.fixture(scope="module")
@@ -336,33 +314,6 @@ def test_a_word_that_is_called_background(photo):
     assert {*kinds} <= {*legend.color_map}
     with pytest.raises(UserError, match="The background has no similarity of its own"):
         page._similarity(Fixed(), "a.png", kinds[2])
-
-
-def ask(address, path, words, name="segment", **headers):
-    """What the page's interface answers, as a program gets it: (event, data)."""
-    given = [{"path": str(path)}, words, 0, 0]
-    url = f"{address.rstrip('/')}/gradio_api/call/{name}"
-    headers = {"Content-Type": "application/json", **headers}
-    request = urllib.request.Request(url, json.dumps({"data": given}).encode(), headers)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        event = json.load(answer)["event_id"]
-    request = urllib.request.Request(f"{url}/{event}", headers=headers)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        text = answer.read().decode()
-    return re.search(r"event: (\w+)\ndata: (.*)", text).groups()
-
-
-def uploaded(address, path):
-    """Where the page has put a file that a visitor gives it."""
-    border = "border0"
-    body = (
-        f'--{border}\r\nContent-Disposition: form-data; name="files"; filename="{path.name}"\r\n'
-        "Content-Type: image/png\r\n\r\n"
-    ).encode() + path.read_bytes() + f"\r\n--{border}--\r\n".encode()  # fmt: skip
-    headers = {"Content-Type": f"multipart/form-data; boundary={border}"}
-    url = f"{address.rstrip('/')}/gradio_api/upload"
-    with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60) as answer:
-        return json.load(answer)[0]
 
 
 def test_a_visitor_gets_no_file_of_the_server(address, photo, tmp_path):
