@@ -71,6 +71,9 @@ class Answers:
           UserError: there is no image, it cannot be read or is too large, or there are no words.
         """
         listed = split(words)
+        for name, value in (("Opacity", opacity), ("Background", threshold)):
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise UserError(f"{name} is a number from 0 to 1; got {str(value)[:30]}.")
         palette = colours.palette(len(listed))
         with self._opened(path) as (image, note):
             labels = self._segmenter.segment(image, listed, threshold or None)

@@ -333,6 +333,15 @@ def test_a_visitor_gets_no_file_of_the_server(address, photo, tmp_path):
         assert "image.png" not in data
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1, 1.01, "much", None, []])
+def test_numbers_that_no_slider_gives_are_refused(wrong, export, photo, tmp_path):
+    answers = Answers(fmbseg_jax.load(export), photo.parent, tmp_path)
+    with pytest.raises(UserError, match="Opacity is a number from 0 to 1"):
+        answers.segment(str(photo), "sky", wrong, 0)
+    with pytest.raises(UserError, match="Background is a number from 0 to 1"):
+        answers.segment(str(photo), "sky", 0.5, wrong)
+
+
 def test_what_others_type_cannot_be_asked_for(address, photo):
     """Label maps and features of words lie where the page serves nothing."""
     place = uploaded(address, photo)

@@ -119,7 +119,7 @@ def test_no_question_harms_the_page_or_shows_what_is_not_the_visitors(export, tm
             assert SECRET not in data and b"root:" not in data, (path, body)
             if b"event: complete" in data:  # nobody's picture but the visitor's
                 assert b'"path": "' + os.fsencode(uploads) in data
-        assert answered > 5
+        assert answered > 2
         assert ask(address, place, "sky")[0] == "complete"
     assert "fmbseg_jax/" not in output[0], output[0]  # no traceback through a line of ours
     report["questions to the page"] = QUESTIONS * TIMES
