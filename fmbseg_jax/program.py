@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
 import os
 import re
 import sys
@@ -24,7 +23,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fmbseg_jax import config as config_lib
-from fmbseg_jax import config_files, extras, home
+from fmbseg_jax import config_files, extras, home, machine
 from fmbseg_jax.errors import Notice, UserError
 
 
@@ -95,14 +94,14 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"\nerror: {error}")
     except ModuleNotFoundError as error:
         sys.exit(extras.missing(error))
-    except OSError as error:
-        advice = _ADVICE.get(error.errno or 0)
-        if not advice:
-            raise
-        sys.exit(f"\nerror: {error}. {advice} Then run the same command to continue.")
     except KeyboardInterrupt:
         print("\nInterrupted. Run the same command to continue.", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        told = machine.sentence(error)
+        if not told:
+            raise
+        sys.exit(f"\nerror: {told} Then run the same command to continue.")
 
 
 def _show_notices_plainly() -> None:
@@ -115,15 +114,6 @@ def _show_notices_plainly() -> None:
         return usual(message, category, *place, **line)
 
     warnings.formatwarning = plainly
-
-
-_ADVICE = {
-    errno.ENOSPC: "Make room.",
-    errno.EDQUOT: "Make room.",
-    errno.EROFS: "Give a folder that can be written to.",
-    errno.EACCES: "Give a folder that you may write to, or the right to do so.",
-}
-"""What to do about an error of the operating system."""
 
 
 def example() -> str:

@@ -71,14 +71,13 @@ def train(config: Config, workdir: Path) -> None:
     if config.train.start_from and fresh:
         state = dataclasses.replace(state, params=start_from(config, model, state.params))
     made_from = checkpoints / "made_from.json"
-    before = workfolder.recorded(made_from).get("clip", "")
-    clip_hash = identity.content_hash(model["clip"]["source"], before)
+    advice = "Delete that folder to train afresh, or give another --workdir."
+    otherwise = workfolder.unless_changed(made_from, advice)
+    before = {} if fresh else workfolder.recorded(made_from, {"clip?": str}, otherwise)
+    clip_hash = identity.content_hash(model["clip"]["source"], before.get("clip", ""))
     sharding.by_the_first(
         lambda: workfolder.remember(
-            made_from,
-            {"features": data.digest, "clip": clip_hash},
-            "Delete that folder to train afresh, or give another --workdir.",
-            fresh=fresh,
+            made_from, {"features": data.digest, "clip": clip_hash}, advice, fresh=fresh
         )
     )
     validate = config.train.validate_on and jax.process_index() == 0

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from etils import epath
 
+from fmbseg_jax import texts
 from fmbseg_jax.config import Config, flatten
 from fmbseg_jax.data.files import exists, is_remote, remove_abandoned, write_atomically, write_json
 from fmbseg_jax.errors import UnsupportedSystem, UserError
@@ -76,8 +77,13 @@ def claim(
     """
     workdir, (stage, names) = make(workdir), made.split("/")
     path = workdir / "config.json"
-    recorded = json.loads(path.read_text()) if path.exists() else {}
-    before = recorded.get(stage, {}) if holds(workdir / stage, names) else {}
+    known = recorded(
+        path,
+        {str: {str: object}},
+        "It has the config that each stage was made with. Put back a copy of it; or delete it, "
+        f"if what is in {workdir} was made with this config.",
+    )
+    before = known.get(stage, {}) if holds(workdir / stage, names) else {}
     ours = {
         name: value
         for name, value in flatten(config).items()
@@ -95,7 +101,7 @@ def claim(
             "experiment another --workdir."
         )
     try:
-        new = json.dumps(recorded | {stage: ours}, indent=1) + "\n"
+        new = json.dumps(known | {stage: ours}, indent=1) + "\n"
         write_atomically(path, new.encode())
     except OSError as error:
         raise UserError(
@@ -157,9 +163,26 @@ def _lock_file(folder: Path) -> IO[str]:
         raise UserError(f"Cannot write to {folder}: {error.strerror or error}.") from None
 
 
-def recorded(path: epath.Path | Path) -> dict[str, Any]:
-    """What `remember` has written down; nothing where it has not yet."""
-    return json.loads(path.read_text()) if path.exists() else {}
+def recorded(path: epath.Path | Path, form: Any, advice: str) -> dict[str, Any]:
+    """What `remember` has written down; nothing where it has not yet.
+
+    Args:
+      form: what that has to be, as in `texts`.
+      advice: what to do where it is not; the end of the message.
+    """
+    return texts.read_json(path, form, advice) if path.exists() else {}
+
+
+def unless_changed(path: epath.Path | Path, advice: str) -> str:
+    """What to do where a file that `remember` has written is damaged.
+
+    Args:
+      advice: what to do where the facts differ.
+    """
+    return (
+        f"It says what {path.parent} was made from. Delete this file, if nothing of that has "
+        f"changed since. If something has: {advice[0].lower()}{advice[1:]}"
+    )
 
 
 def remember(
@@ -177,7 +200,7 @@ def remember(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, facts)
         return
-    before = recorded(path)
+    before = recorded(path, dict, unless_changed(path, advice))
     changed = [
         f"{name}: {_difference(before.get(name), value)}"
         for name, value in facts.items()
@@ -190,10 +213,11 @@ def remember(
 
 def _difference(before: Any, now: Any) -> str:
     if isinstance(before, dict) and isinstance(now, dict):
-        keys = [key for key in before | now if before.get(key) != now.get(key)]
+        keys = [str(key) for key in before | now if before.get(key) != now.get(key)]
         return f"others for {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
     if not isinstance(before, list) or not isinstance(now, list):
         return f"{before!r} there, {now!r} now"
+    before, now = ([str(entry) for entry in entries] for entries in (before, now))
     parts, there, here = [], set(before), set(now)
     for verb, entries in (
         ("added", [entry for entry in now if entry not in there]),

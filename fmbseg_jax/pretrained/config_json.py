@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from fmbseg_jax import texts
 from fmbseg_jax.errors import UserError
 
 CLIP = "clip"
@@ -50,13 +50,7 @@ def read(folder: Path, source: str) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object; raises UserError where it is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}). Fetch it again.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object. Fetch it again.")
-    return value
+    return texts.read_json(path, dict, "Fetch it again.")
 
 
 def check_kind(
