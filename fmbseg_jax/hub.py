@@ -188,7 +188,7 @@ def weight_files(folder: Path) -> list[Path]:
         try:
             weight_map = texts.parse(index.read_bytes(), {"weight_map": {str: str}})["weight_map"]
             parts = sorted(set(weight_map.values()))
-            if not parts or any(Path(part).name != part for part in parts):
+            if not parts or any(Path(part).name != part or len(part) > 255 for part in parts):
                 raise ValueError("a part lies elsewhere")
         except ValueError:
             raise UserError(f"{index} lists no weight_map of files. Fetch it again.") from None

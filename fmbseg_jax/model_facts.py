@@ -86,7 +86,7 @@ def _faults(model: Any) -> Iterator[str]:
             for name, value in numbers.items()
             if type(value) is not int or value < 1
         )
-    if not all(isinstance(word, str) for word in model.get("words") or ()):
+    if isinstance(model.get("words"), list) and texts.fault(model["words"], [str]):
         yield "'words' are not strings"
     params = model.get("params", {"files": {}, "hash": ""})
     if not (

@@ -234,4 +234,5 @@ def _same(before: Any, now: Any) -> bool:
     if before == now:
         return True
     paths = [Path(value) for value in (before, now) if isinstance(value, str) and value]
-    return len(paths) == 2 and paths[0].exists() and paths[0].resolve() == paths[1].resolve()
+    there = len(paths) == 2 and os.path.exists(paths[0])  # False of what can be no path, too
+    return there and paths[0].resolve() == paths[1].resolve()

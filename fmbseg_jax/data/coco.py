@@ -68,10 +68,14 @@ def _colours(path: Path) -> np.ndarray:
 def _segments(path: Path) -> dict[str, dict[int, int]]:
     """By PNG, the category of each segment."""
     advice = "It is no panoptic JSON of COCO: download it again."
-    return {
+    found = {
         one["file_name"]: {s["id"]: s["category_id"] for s in one["segments_info"]}
         for one in texts.read_json(path, _PANOPTIC, advice)["annotations"]
     }
+    categories = {category for segments in found.values() for category in segments.values()}
+    if wrong := categories - set(range(1 << 16)):
+        raise UserError(f"{path} is damaged: it has the category {min(wrong)}. {advice}")
+    return found
 
 
 _SEGMENTS = {"file_name": str, "segments_info": [{"id": int, "category_id": int}]}

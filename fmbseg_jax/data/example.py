@@ -231,6 +231,8 @@ def _values(kind: type, record: bytes) -> dict[str, Any]:
     """By field, what a record holds; the label map is not decoded yet."""
     try:
         values = _features(kind).deserialize_example_np(record)
+        if missing := [name for name, value in values.items() if value is None]:
+            raise ValueError(f"it has no {', '.join(missing)}")
         values["filename"] = values["filename"].decode()
     except Exception as error:  # protobuf and tfds have many kinds for bytes that changed
         machine.let_through(error)
