@@ -123,9 +123,8 @@ class Checkpoints:
         steps = self._steps()
         last = f"The last good one is of step {steps[-1]}" if steps else "There is none yet"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        full = "No space left" in reason or "RESOURCE_EXHAUSTED" in reason
-        advice = " Make room." if full else ""
-        return f"a checkpoint could not be saved in {self._folder}: {reason}.{advice}\n{last}"
+        told = machine.sentence(error) or f"{reason}."
+        return f"a checkpoint could not be saved in {self._folder}: {told}\n{last}"
 
     def restore(self, state: Any, batches: pipeline.TrainBatches) -> tuple[Any, pipeline.Iterator]:
         """The last whole checkpoint, and the batches from there on; else `state`, and all batches.

@@ -76,10 +76,13 @@ def error_of(error: BaseException) -> MemoryError | OSError | None:
 def _told(text: str) -> MemoryError | OSError | None:
     """The error of this machine that the words of a library's error tell of."""
     reason = " ".join(text.split())[:300]
+    path = re.search(r"""["'](/[^"']*)["']""", text)
     numbers = [int(number) for number in re.findall(r"(?i)os error (\d+)", text)]
     for code in _OF_MACHINE.keys() - {errno.EPERM}:
         if code in numbers or os.strerror(code).lower() in text.lower():
-            return MemoryError(reason) if code == errno.ENOMEM else OSError(code, reason)
+            if code == errno.ENOMEM:
+                return MemoryError(reason)
+            return OSError(code, os.strerror(code), path[1]) if path else OSError(code, reason)
     return MemoryError(reason) if _NO_MEMORY.search(text) else None
 
 

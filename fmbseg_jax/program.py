@@ -82,6 +82,7 @@ def run(main: Callable[[], None]) -> None:
         with contextlib.suppress(OSError, AttributeError):  # a stream of another kind
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     _show_notices_plainly()
+    _hush_closed_loops()
     for flag in flags.FLAGS.get_flags_for_module(__name__):  # --help shows the program's own
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
@@ -114,6 +115,20 @@ def _show_notices_plainly() -> None:
         return usual(message, category, *place, **line)
 
     warnings.formatwarning = plainly
+
+
+def _hush_closed_loops() -> None:
+    """Has Python say nothing of what reports to an event loop that is closed.
+
+    tensorstore's threads do, once for each array, after a save that a full disk has ended.
+    """
+    usual = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            usual(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def example() -> str:

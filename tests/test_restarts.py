@@ -168,7 +168,7 @@ def test_a_full_disk_stops_nothing(long, with_features, world, tmp_path):
             while True:
                 file.write(bytes(4096))
         told = re.compile(
-            r"ERROR: a checkpoint could not be saved in .*No space left on device. Make room.\n"
+            r"ERROR: a checkpoint could not be saved in .*No space left on device.* Make room.\n"
             r"The last good one is of step \d+; the training goes on"
         )
         said = wait_until(lambda: told.search((tmp_path / "output").read_text()), process, 0.05)

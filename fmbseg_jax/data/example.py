@@ -245,7 +245,7 @@ def read_pseudo_label(source: RecordSource, index: int, num_words: int = IGNORE)
     """A record of a dataset; raises RecordError, with its place, where it is damaged."""
     with source.naming(index, "Delete this shard and run the stage that wrote it again."):
         label = decode_pseudo_label(source[index])
-        _check_words(label.labels, num_words)
+        _check_words(label, num_words)
     return label
 
 
@@ -255,16 +255,16 @@ def read_patch_features(
     """As `read_pseudo_label`."""
     with source.naming(index, "Delete this shard and run the stage that wrote it again."):
         features = decode_patch_features(source[index], kept_as)
-        _check_words(features.labels, num_words)
+        _check_words(features, num_words)
     return features
 
 
-def _check_words(labels: np.ndarray, num_words: int) -> None:
-    highest = labels[labels != IGNORE].max(initial=0)
+def _check_words(record: PseudoLabel | PatchFeatures, num_words: int) -> None:
+    highest = record.labels[record.labels != IGNORE].max(initial=0)
     if highest >= num_words:
         raise UserError(
-            f"It has the word {highest}, of {num_words} words. Labels are indices into the words, "
-            f"or {IGNORE}."
+            f"{record.filename} has the word {highest}, of {num_words} words. Labels are indices "
+            f"into the words, or {IGNORE}."
         )
 
 
