@@ -82,7 +82,7 @@ def run(main: Callable[[], None]) -> None:
         with contextlib.suppress(OSError, AttributeError):  # a stream of another kind
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     _show_notices_plainly()
-    _hush_closed_loops()
+    _hush_what_was_left()
     for flag in flags.FLAGS.get_flags_for_module(__name__):  # --help shows the program's own
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
@@ -117,15 +117,18 @@ def _show_notices_plainly() -> None:
     warnings.formatwarning = plainly
 
 
-def _hush_closed_loops() -> None:
-    """Has Python say nothing of what reports to an event loop that is closed.
+def _hush_what_was_left() -> None:
+    """Has Python say nothing of what a failed save or read has left, of which an error tells.
 
-    tensorstore's threads do, once for each array, after a save that a full disk has ended.
+    tensorstore's threads report each array to an event loop that is closed, or Orbax leaves the
+    coroutines of the other arrays.
     """
     usual = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
+        orbax = code is not None and "orbax" in code.co_filename
+        if not orbax and str(unraisable.exc_value) != "Event loop is closed":
             usual(unraisable)
 
     sys.unraisablehook = hook

@@ -67,7 +67,7 @@ def _colours(path: Path) -> np.ndarray:
 @functools.lru_cache(2)
 def _segments(path: Path) -> dict[str, dict[int, int]]:
     """By PNG, the category of each segment."""
-    advice = "It is no panoptic JSON of COCO: download it again."
+    advice = "Take the panoptic JSON of COCO as it was downloaded."
     found = {
         one["file_name"]: {s["id"]: s["category_id"] for s in one["segments_info"]}
         for one in texts.read_json(path, _PANOPTIC, advice)["annotations"]
