@@ -102,7 +102,7 @@ class MetricsLog:
         if self._active and (failed := self._append()):
             self._told = False
             lines = self._waiting[self._lines].count(b"\n")
-            self._tell(failed, f"Its last {lines} lines are lost; nothing else is.")
+            self._tell(failed, f"Lost are its last lines, {lines}; nothing else is.")
 
 
 def _events_file(folder: Path) -> Path:

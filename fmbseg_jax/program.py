@@ -120,15 +120,16 @@ def _show_notices_plainly() -> None:
 def _hush_what_was_left() -> None:
     """Has Python say nothing of what a failed save or read has left, of which an error tells.
 
-    tensorstore's threads report each array to an event loop that is closed, or Orbax leaves the
-    coroutines of the other arrays.
+    tensorstore's threads report each array to an event loop that is closed, Orbax leaves the
+    coroutines of the other arrays, and asyncio a loop for which no file could be opened.
     """
     usual = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
         code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
         orbax = code is not None and "orbax" in code.co_filename
-        if not orbax and str(unraisable.exc_value) != "Event loop is closed":
+        loop = getattr(unraisable.object, "__qualname__", "") == "BaseEventLoop.__del__"
+        if not (orbax or loop or str(unraisable.exc_value) == "Event loop is closed"):
             usual(unraisable)
 
     sys.unraisablehook = hook

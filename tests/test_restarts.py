@@ -183,6 +183,27 @@ def test_a_full_disk_stops_nothing(long, with_features, world, tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
+def test_a_disk_that_is_full_to_the_end(with_features, world, tmp_path):
+    """Checkpoint, log and export: each is told of in a sentence, and the next run makes them."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "none", disk]).returncode:
+        pytest.skip("no permission to mount a tmpfs")
+    try:
+        begin(disk, with_features)
+        command = ["train.py", *world.flags, f"--workdir={disk}"]
+        stopped = run(*command, check=False)
+        assert stopped.returncode == 1 and "Traceback" not in stopped.stdout
+        last = stopped.stdout.strip().splitlines()[-1]
+        assert re.match(r"error: \[Errno 28\] No space left on device: '.*'\. Make room\.", last)
+        subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+        run(*command)
+        assert (disk / "export" / "model.json").exists()
+        assert [line["step"] for line in lines(disk)][-1] == 8
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 def test_a_checkpoint_of_another_architecture_is_refused(with_features, world, tmp_path):
     begin(tmp_path, with_features)
     command = ["train.py", *world.flags, f"--workdir={tmp_path}"]
