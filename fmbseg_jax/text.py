@@ -108,9 +108,13 @@ class TextFeatures:
             if self._folder is None:
                 return False
             try:
-                feature = np.load(self._path(self._folder, sentence))
-            except (OSError, ValueError, EOFError):  # not there, or damaged: made again
+                data = self._path(self._folder, sentence).read_bytes()
+            except OSError:  # not there: made again
                 return False
+            head = _saved(np.zeros(self.width, np.float32))[: -4 * self.width]
+            if len(data) != len(head) + 4 * self.width or not data.startswith(head):  # damaged
+                return False
+            feature = np.frombuffer(data, np.float32, offset=len(head))
             if not np.isfinite(feature).all():
                 return False
             self._known[sentence] = feature
@@ -120,13 +124,18 @@ class TextFeatures:
         self._known[sentence] = feature
         if self._folder is None:
             return
-        buffer = io.BytesIO()
-        np.save(buffer, feature)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path(self._folder, sentence), buffer.getvalue())
+            write_atomically(self._path(self._folder, sentence), _saved(feature))
         except OSError:
             pass  # a cache that cannot be written costs time, not results
+
+
+def _saved(feature: np.ndarray) -> bytes:
+    """The bytes of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, feature)
+    return buffer.getvalue()
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from fmbseg_jax.data.tfrecord import RecordError, RecordSource, ShardWriter, sha
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import encoders
 from fmbseg_jax.pretrained import tokenizer
+from fmbseg_jax.text import TextFeatures
 from fmbseg_jax.vocabulary import IGNORE, read_templates, read_words
 from labelling.dataset import Dataset, ImageFiles
 from labelling.detection import read_image_labels
@@ -538,3 +539,19 @@ def write_features(folder):
     vision = {"source": "somewhere", "hash": "0"}
     metadata = {"words": ["sky"], "vision": vision, "config": {"seed": 0}, "deep": [0, ""]}
     example.write_metadata(folder, example.PatchFeatures, [3], 1, metadata)
+
+
+def test_damaged_features_of_sentences(world, tmp_path, monkeypatch):
+    """Of another length or header: they are made again."""
+    monkeypatch.setenv("FMBSEG_CACHE", str(tmp_path))
+    first = TextFeatures(str(world.root / "clip"))
+    right = first(["sky"])
+    (path,) = tmp_path.rglob("*.npy")
+    whole = path.read_bytes()
+    for damaged in mutations(whole, random.Random(SEED), 60):
+        if damaged[128:] == whole[128:] or len(damaged) != len(whole):
+            path.write_bytes(damaged)
+            again = TextFeatures(str(world.root / "clip"))
+            again._tower = first._tower
+            np.testing.assert_array_equal(again(["sky"]), right)
+            assert path.read_bytes() == whole
