@@ -24,6 +24,7 @@ from fmbseg_jax import program, sharding, trainer, training, workfolder
 from fmbseg_jax.card import model_card
 from fmbseg_jax.config import Config, flatten, resolve
 from fmbseg_jax.data.example import read_metadata
+from fmbseg_jax.data.files import naming
 from fmbseg_jax.data.pipeline import TrainBatches
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.exported import Export, load_export, read_model, save_export
@@ -94,7 +95,8 @@ def train(config: Config, workdir: Path) -> None:
     )
     if trained and jax.process_index() == 0:
         model["steps"] = int(trained.step)
-        save_export(workdir / "export", Export(trained.params, model), model_card(model))
+        with naming(workdir / "export"):
+            save_export(workdir / "export", Export(trained.params, model), model_card(model))
         print(f"The aligner is in {workdir / 'export'} (step {model['steps']} of {batches.steps}).")
 
 

@@ -21,7 +21,14 @@ from etils import epath
 
 from fmbseg_jax import texts
 from fmbseg_jax.config import Config, flatten
-from fmbseg_jax.data.files import exists, is_remote, remove_abandoned, write_atomically, write_json
+from fmbseg_jax.data.files import (
+    exists,
+    is_remote,
+    naming,
+    remove_abandoned,
+    write_atomically,
+    write_json,
+)
 from fmbseg_jax.errors import UnsupportedSystem, UserError
 
 try:
@@ -146,8 +153,9 @@ def hold(folder: epath.PathLike) -> Iterator[None]:
         file.truncate(0)
         now = datetime.datetime.now().isoformat(" ", "seconds")
         program = " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]])
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now} ({program})")
-        file.flush()
+        with naming(folder / ".lock"):
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {now} ({program})")
+            file.flush()
         remove_abandoned(folder)
         try:
             yield
