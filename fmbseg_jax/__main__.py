@@ -7,7 +7,7 @@ import runpy
 import sys
 
 import fmbseg_jax
-from fmbseg_jax import extras
+from fmbseg_jax import extras, machine
 from fmbseg_jax.errors import UnsupportedSystem
 
 PROGRAMS = {
@@ -58,6 +58,11 @@ def start(module: str) -> None:
         sys.exit(extras.missing(error))
     except UnsupportedSystem as error:
         sys.exit(f"\nerror: {error}")
+    except Exception as error:  # while its libraries were loaded
+        told = machine.sentence(error)
+        if not told:
+            raise
+        sys.exit(f"\nerror: {told}")
 
 
 if __name__ == "__main__":

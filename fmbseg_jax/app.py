@@ -23,7 +23,7 @@ from typing import Any
 
 from absl import flags
 
-from fmbseg_jax import exported, listening, program, visits, vocabulary
+from fmbseg_jax import exported, listening, machine, program, visits, vocabulary
 from fmbseg_jax.answers import Answers
 from fmbseg_jax.data import finding
 from fmbseg_jax.errors import UserError
@@ -83,7 +83,13 @@ def _serve(folder: visits.Folder, host: str) -> None:
             css=page.CSS,
             app_kwargs={"middleware": [page.gate(listening.names(host, FLAGS.names))]},
         )
+    except ValueError as error:  # Gradio asks itself for the page, to see whether it is there
+        raise UserError(
+            f"The page cannot be reached at {host} from this machine itself ({error}). Give "
+            "--host=127.0.0.1, or look at the proxies and the firewall."
+        ) from None
     except OSError as error:
+        machine.let_through(error)
         port = FLAGS.port or "from 7860 on"
         raise UserError(
             f"Port {port} of {host} is taken, or may not be used ({error}). Give another --port."

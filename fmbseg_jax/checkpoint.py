@@ -16,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
-from fmbseg_jax import sharding
+from fmbseg_jax import machine, sharding, texts
 from fmbseg_jax.data import pipeline
 from fmbseg_jax.data.links import without_patterns
 from fmbseg_jax.errors import UserError
@@ -127,9 +127,8 @@ class Checkpoints:
         steps = self._steps()
         last = f"The last good one is of step {steps[-1]}" if steps else "There is none yet"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        full = "No space left" in reason or "RESOURCE_EXHAUSTED" in reason
-        advice = " Make room." if full else ""
-        return f"a checkpoint could not be saved in {self._folder}: {reason}.{advice}\n{last}"
+        told = machine.sentence(error) or f"{reason}."
+        return f"a checkpoint could not be saved in {self._folder}: {told}\n{last}"
 
     def restore(self, state: Any, batches: pipeline.TrainBatches) -> tuple[Any, pipeline.Iterator]:
         """The last whole checkpoint, and the batches from there on; else `state`, and all batches.
@@ -173,6 +172,7 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:  # Orbax and tensorstore have many kinds for bytes that changed
+            machine.let_through(error, self._folder / str(step))
             reason, whole = (str(error).strip() or type(error).__name__).splitlines()[0], False
         if all(sharding.of_all(int(whole))):
             return restored
@@ -214,12 +214,13 @@ class Checkpoints:
 
     def _has_damaged_scores(self, step: int) -> bool:
         """Whether Orbax, which reads all scores at once, would stop at those of a checkpoint."""
+        path = self._path / str(step) / "metrics" / "metrics"
         try:
-            json.loads((self._path / str(step) / "metrics" / "metrics").read_text())
-        except OSError:  # it has none
-            return False
-        except ValueError:
+            texts.read_json(path, {str: float}, "")
+        except UserError:
             return True
+        except FileNotFoundError:  # it has none
+            return False
         return False
 
     def _restore_arguments(self, step: int, state: Any) -> Any:

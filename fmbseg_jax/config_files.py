@@ -15,6 +15,7 @@ import types
 from collections.abc import Sequence
 from pathlib import Path
 
+from fmbseg_jax import machine, texts
 from fmbseg_jax.errors import UserError
 
 _PACKAGE = Path(__file__).parent
@@ -71,6 +72,9 @@ def _try(path: str, argument: str) -> None:
     try:
         runpy.run_path(path)["get_config"](*[argument] * bool(argument))
     except Exception as error:
+        machine.let_through(error, path)
+        if isinstance(error, SyntaxError):
+            texts.read(path)  # which names the place of what is not UTF-8
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         place = f"{path}, line {frames[-1].lineno}: {frames[-1].line}\n" if frames else ""
         if isinstance(error, UserError):

@@ -16,10 +16,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fmbseg_jax import logs, metrics, sharding
+from fmbseg_jax import logs, metrics, sharding, texts
 from fmbseg_jax.classes import Classes
 from fmbseg_jax.data import files, label_maps, pipeline
-from fmbseg_jax.data.appending import open_to_append
+from fmbseg_jax.data.appending import append
 from fmbseg_jax.data.benchmarks import Benchmark
 from fmbseg_jax.errors import Notice, UserError
 from fmbseg_jax.looking import Prepared
@@ -88,6 +88,17 @@ class Counts:
         void = int(np.count_nonzero(truth == IGNORE))
         return cls(cells, confusion.reshape(-1)[cells], void)
 
+    def if_possible(self, num_classes: int) -> Counts | None:
+        """These counts; None where no image can have them: cells twice, or not of the matrix."""
+        ends = np.concatenate([[-1], self.cells, [num_classes * (num_classes + 1)]])
+        possible = (
+            self.void >= 0
+            and self.cells.shape == self.counts.shape
+            and np.all(np.diff(ends) > 0)
+            and np.all((self.counts > 0) & (self.counts < 1 << 32))
+        )
+        return self if possible else None
+
     def confusion(self, num_classes: int) -> np.ndarray:
         """int64 [K, K + 1]."""
         dense = np.zeros(num_classes * (num_classes + 1), np.int64)
@@ -98,12 +109,14 @@ class Counts:
 class Tally:
     """Counts by image, in a file of JSON lines; those of another model are dropped.
 
+    A line that is damaged, or that a kill cut short, counts as none: its image is counted again.
     With several processes each has a file of its own, and reads those of all.
     """
 
-    def __init__(self, folder: Path, name: str, made_by: str):
+    def __init__(self, folder: Path, name: str, made_by: str, num_classes: int):
         folder.mkdir(parents=True, exist_ok=True)
         self._mark = {"made_by": hashlib.sha256(made_by.encode()).hexdigest()[:16]}
+        self._num_classes = num_classes
         self.found: dict[str, Counts] = {}
         for path in sorted(folder.glob(f"{name}.*.jsonl")):
             self.found |= self._read(path)
@@ -116,22 +129,23 @@ class Tally:
     def add(self, image: str, counts: Counts) -> None:
         """Writes down what was counted in an image."""
         self.found[image] = counts
-        with open_to_append(self._path) as file:
-            file.write(f"{_line(image, counts)}\n".encode())
+        append(self._path, f"{_line(image, counts)}\n".encode())
 
     def _read(self, path: Path) -> dict[str, Counts]:
-        lines = path.read_text().splitlines()
-        if not lines or lines[0] != json.dumps(self._mark):
+        mark, _, data = path.read_bytes().partition(b"\n")
+        if mark != json.dumps(self._mark).encode():
             return {}
         found = {}
-        for line in lines[1:]:
-            try:
-                one = json.loads(line)
-            except ValueError:
-                continue  # cut short by a kill: counted again
-            cells, counts = (np.asarray(one[name], np.int64) for name in ("cells", "counts"))
-            found[one["image"]] = Counts(cells, counts, one["void"])
+        for line in texts.parse_lines(data, _LINE):
+            if line is None:
+                continue
+            cells, counts = (np.asarray(line[name], np.int64) for name in ("cells", "counts"))
+            if one := Counts(cells, counts, line["void"]).if_possible(self._num_classes):
+                found[line["image"]] = one
         return found
+
+
+_LINE = {"image": str, "void": int, "cells": [int], "counts": [int]}
 
 
 def _line(image: str, counts: Counts) -> str:
@@ -153,7 +167,7 @@ def segment(
     # "void": tallies of before had no such number.
     made_by = repr(("void", segmenter.fingerprint, classes, benchmark.fingerprint))
     kinds = [title, f"{title}_pamr"] if segmenter.refines else [title]
-    tallies = [Tally(folder, kind, made_by) for kind in kinds]
+    tallies = [Tally(folder, kind, made_by, len(classes.names)) for kind in kinds]
     ours = _share(benchmark)
     todo = [name for name in ours if any(name not in tally.found for tally in tallies)]
 

@@ -31,6 +31,7 @@ from fmbseg_jax.config import Config, flatten
 from fmbseg_jax.data import example, files, pipeline
 from fmbseg_jax.data.records import open_records
 from fmbseg_jax.data.tfrecord import RecordError, RecordSource, ShardWriter, shard_name
+from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import identity
 from fmbseg_jax.patches import PatchEncoder, encode
 
@@ -42,7 +43,7 @@ def write_features(config: Config, workdir: epath.Path) -> None:
     example.check_deep(metadata, config.data.deep)
     inputs = open_records(source).paths
     folder = workdir / "features"
-    before = workfolder.recorded(_record(folder, 0)).get("vision", "")
+    before = _made_from(_record(folder, 0)).get("vision", "")
     model = config.models.vision
     vision = {"source": model, "hash": identity.content_hash(model, before)}
     options = config.features
@@ -99,7 +100,7 @@ class _Shard:
 
     @property
     def done(self) -> bool:
-        made = {"deep": "file"} | workfolder.recorded(self._record)  # older ones lack "deep"
+        made = {"deep": "file"} | _made_from(self._record)  # older ones lack "deep"
         if made != self._facts or not self.path.exists():
             return False
         try:
@@ -118,6 +119,14 @@ class _Shard:
 def _record(folder: epath.Path, index: int) -> epath.Path:
     """Where it is written down what a shard is made from."""
     return folder / "progress" / f"{index:05d}.json"
+
+
+def _made_from(record: epath.Path) -> dict[str, Any]:
+    """What a shard was made from; nothing where that is not known, so that it is made again."""
+    try:
+        return workfolder.recorded(record, {"vision?": str}, "")
+    except UserError:
+        return {}
 
 
 def _finish(
@@ -162,8 +171,9 @@ class _Frozen:
         """One record of features for each record of labels, in order."""
 
         def read(i: int) -> tuple[str, pipeline.Example]:
-            record = example.decode_pseudo_label(labelled[i])
-            return record.filename, self._encoder.prepare(record, self._words, self._reading)
+            with labelled.naming(i):
+                record = example.read_pseudo_label(labelled, i, self._words)
+                return record.filename, self._encoder.prepare(record, self._words, self._reading)
 
         self._start = time.monotonic()
         prepared = iter(pipeline.in_order(len(labelled), read, self._threads))

@@ -23,6 +23,8 @@ from typing import Any
 from fontTools.ttLib import TTFont
 from PIL import ImageDraw, ImageFont
 
+from fmbseg_jax import machine
+
 _FOLDERS = (
     "~/.local/share/fonts", "~/.fonts", "~/Library/Fonts", "/usr/local/share/fonts",
     "/usr/share/fonts", "/Library/Fonts", "/System/Library/Fonts",
@@ -59,7 +61,10 @@ def _letters(path: Path) -> frozenset[int]:
             letters = frozenset(font.getBestCmap() or ()) if outlined else frozenset()
         ImageFont.truetype(path, 12)  # whether Pillow can use it, too
         return letters
-    except Exception:  # damaged, or no font: it has many kinds
+    except PermissionError:
+        return frozenset()
+    except Exception as error:  # damaged, or no font: it has many kinds
+        machine.let_through(error, path)
         return frozenset()
 
 

@@ -7,13 +7,13 @@ as all that we want is there; else the rest is fetched.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fmbseg_jax import machine, texts
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.pretrained import config_json, tokenizer
 
@@ -108,6 +108,7 @@ def fetch(
     except UserError:
         raise
     except Exception as error:  # offline, unknown id, no access: the hub client has many kinds
+        machine.let_through(error)
         raise UserError(_advice(source, error, shown) + part) from None
     check(folder)
     return folder
@@ -185,10 +186,11 @@ def weight_files(folder: Path) -> list[Path]:
         if not index.is_file():
             continue
         try:
-            parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            if any(Path(part).name != part for part in parts):
+            weight_map = texts.parse(index.read_bytes(), {"weight_map": {str: str}})["weight_map"]
+            parts = sorted(set(weight_map.values()))
+            if not parts or any(Path(part).name != part or len(part) > 255 for part in parts):
                 raise ValueError("a part lies elsewhere")
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except ValueError:
             raise UserError(f"{index} lists no weight_map of files. Fetch it again.") from None
         if missing := [part for part in parts if not (folder / part).is_file()]:
             raise UserError(

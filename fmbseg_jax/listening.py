@@ -7,6 +7,7 @@ import importlib.util
 import socket
 from collections.abc import Iterable, MutableMapping
 
+from fmbseg_jax import machine
 from fmbseg_jax.errors import UserError
 
 _HERE = "localhost", "127.0.0.1", "::1"
@@ -20,13 +21,19 @@ def check_host(host: str) -> None:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.bind(address)
     except (OSError, UnicodeError) as error:  # of a name that no host can have, the latter
-        known = isinstance(error, (socket.gaierror, UnicodeError))
-        if not known and getattr(error, "errno", None) != errno.EADDRNOTAVAIL:
-            raise
+        machine.let_through(error)
+        code = getattr(error, "errno", 0)
+        without = (":" in host and code in _NO_IPV6) or (
+            host == "::1" and code == errno.EADDRNOTAVAIL
+        )
+        told = "this machine has no IPv6, or it is switched off: " if without else ""
         raise UserError(
-            f"--host={host} is no address of this machine ({error}). Give one that it "
+            f"--host={host} is no address of this machine ({told}{error}). Give one that it "
             "has, 127.0.0.1 for this machine alone, or 0.0.0.0 for every machine that reaches it."
         ) from None
+
+
+_NO_IPV6 = errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT
 
 
 def names(host: str, others: Iterable[str]) -> frozenset[str]:

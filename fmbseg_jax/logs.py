@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Mapping
@@ -13,10 +16,11 @@ from types import TracebackType
 import jax
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
-from fmbseg_jax.data.appending import open_to_append
+from fmbseg_jax import texts
+from fmbseg_jax.data.appending import append
 from fmbseg_jax.data.files import write_atomically
 
 
@@ -32,7 +36,7 @@ class MetricsLog:
     """Scalars of a training run: `metrics/train.jsonl`, and TensorBoard events beside it.
 
     Lines of steps after `step`, which a killed run wrote and this one will do again, are dropped. A
-    full disk stops nothing: lines wait until there is room.
+    full disk stops nothing: lines and events wait until there is room.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -40,51 +44,49 @@ class MetricsLog:
         if not self._active:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._path = folder, folder / "train.jsonl"
-        kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= step]
-        write_atomically(self._path, "".join(kept).encode())
-        self._waiting: list[str] = []
-        self._told = False
-        self._events: EventFileWriter | None = EventFileWriter(str(folder))
+        self._folder, self._told = folder, False
+        lines, events = folder / "train.jsonl", _events_file(folder)
+        _drop_after(lines, step)
+        self._waiting = {lines: b"", events: b""}
+        self._lines, self._events = lines, events
+        self._add_event(Event(file_version="brain.Event:2"))
         restart = SessionLog(status=SessionLog.START)  # TensorBoard forgets the steps from here on
-        self._events.add_event(Event(wall_time=time.time(), step=step + 1, session_log=restart))
+        self._add_event(Event(step=step + 1, session_log=restart))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the scalars of one step."""
         if not self._active:
             return
-        self._waiting.append(json.dumps({"step": step, **values}) + "\n")
+        self._waiting[self._lines] += (json.dumps({"step": step, **values}) + "\n").encode()
         summary = Summary(
             value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         )
-        try:
-            self._write_lines()
-            if self._events is None:
-                self._events = EventFileWriter(str(self._folder))
-            self._events.add_event(Event(wall_time=time.time(), step=step, summary=summary))
-            self._events.flush()
-        except OSError as error:
-            self._tell(error)
+        self._add_event(Event(step=step, summary=summary))
+        if error := self._append():
+            self._tell(error, "The training goes on; lines wait until there is room.")
 
-    def _write_lines(self) -> None:
-        """Appends the lines that wait; what a full disk took of one is taken back."""
-        left = "".join(self._waiting).encode()
-        with open_to_append(self._path) as file:
-            end = file.seek(0, os.SEEK_END)
+    def _add_event(self, event: Event) -> None:
+        event.wall_time = time.time()
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        self._waiting[self._events] += record.getvalue()
+
+    def _append(self) -> OSError | None:
+        """Writes what waits; returns why it still does."""
+        failed = None
+        for path, data in self._waiting.items():
             try:
-                while left:
-                    left = left[file.write(left) :]
-            except OSError:
-                file.truncate(end)
-                raise
-        self._waiting.clear()
+                append(path, data)
+                self._waiting[path] = b""
+            except OSError as error:
+                failed = error
+        return failed
 
-    def _tell(self, error: OSError) -> None:
-        self._events = None  # its thread has ended; a new file serves the steps to come
+    def _tell(self, error: OSError, rest: str) -> None:
         if not self._told:
             tqdm.write(
                 f"\nERROR: the log cannot be written to {self._folder}: {error.strerror or error}. "
-                "The training goes on; lines wait until there is room.\n",
+                f"{rest}\n",
                 file=sys.stderr,
             )
         self._told = True
@@ -98,11 +100,35 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._active and self._events:
-            try:
-                self._events.close()
-            except OSError as failed:
-                self._tell(failed)
+        if self._active and (failed := self._append()):
+            self._told = False
+            lines = self._waiting[self._lines].count(b"\n")
+            self._tell(failed, f"Lost are its last lines, {lines}; nothing else is.")
+
+
+def _events_file(folder: Path) -> Path:
+    """A new file of events, by a name that TensorBoard knows and sorts by time."""
+    name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{platform.node()}.{os.getpid()}"
+    number = next(i for i in itertools.count() if not (folder / f"{name}.{i}").exists())
+    return folder / f"{name}.{number}"
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Leaves the lines of steps up to `step`; of a damaged file a copy stays, and it is told of."""
+    data = path.read_bytes() if path.exists() else b""
+    whole, _, _ = data.rpartition(b"\n")  # a kill may have cut the last line
+    lines = [line for line in whole.split(b"\n") if line]
+    parsed = [next(texts.parse_lines(line, {"step": int}), None) for line in lines]
+    if damaged := parsed.count(None):
+        copy = path.with_name(f"{path.name}.damaged")
+        write_atomically(copy, data)
+        tqdm.write(
+            f"\nERROR: {damaged} lines of {path} are damaged, and left out. The file as it was is "
+            f"{copy}.\n",
+            file=sys.stderr,
+        )
+    kept = [line for line, one in zip(lines, parsed, strict=True) if one and one["step"] <= step]
+    write_atomically(path, b"".join(line + b"\n" for line in kept))
 
 
 class Pace:
@@ -139,10 +165,3 @@ class Pace:
         }
         self._reset()
         return values if steps else {}
-
-
-def _lines(path: Path) -> list[str]:
-    """Whole lines of a file; a last one that was cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fmbseg_jax import texts
 from fmbseg_jax.data.replacing import moved_aside
 from fmbseg_jax.data.spelling import printable
 from fmbseg_jax.errors import UserError
@@ -49,10 +49,10 @@ def read_model(folder: str | Path) -> dict[str, Any]:
             "the Hugging Face hub, USER/NAME."
         )
     try:
-        model = json.loads(path.read_text())
+        model = texts.parse(path.read_bytes(), object)
         faults = list(_faults(model))
-    except (ValueError, RecursionError) as error:
-        faults = [f"it is not JSON ({error})"]
+    except ValueError as error:
+        faults = [str(error)]
     if faults:
         raise UserError(f"{path} is not the model.json of an export: {'; '.join(faults[:5])}.")
     there = sizes(Path(folder) / "params")
@@ -92,7 +92,10 @@ def _faults(model: Any) -> Iterator[str]:
             for name, value in numbers.items()
             if type(value) is not int or value < 1
         )
-    if not all(_is_line(word) for word in model.get("words") or ()):
+    words = model.get("words")
+    if isinstance(words, list) and not (
+        texts.fault(words, [str]) == "" and all(map(_is_line, words))
+    ):
         yield "'words' are not strings of one line"
     params = model.get("params", {"files": {}, "hash": ""})
     if not (

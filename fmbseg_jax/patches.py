@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from fmbseg_jax.data import images
+from fmbseg_jax.data import images, label_maps
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import encoders
 from fmbseg_jax.vocabulary import IGNORE
@@ -43,8 +43,8 @@ class PatchEncoder:
     ) -> dict[str, np.ndarray]:
         """pixels uint8 [size, size, 3] and labels int32 [n], row by row, of one image."""
         square = (self.size, self.size)
+        image = label_maps.image_of(labelled.labels, labelled.image, labelled.filename, reading)
         labels = images.resize_labels(labelled.labels, square)
-        image = images.decode_named(labelled.image, reading, labelled.filename)
         return {
             "pixels": images.resize(image, square),
             "labels": patch_labels(labels, (self.side, self.side), num_words).reshape(-1),

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from fmbseg_jax import figures
 from fmbseg_jax.classes import Classes
 from fmbseg_jax.data.benchmarks import Benchmark
+from fmbseg_jax.data.files import write_atomically
 from fmbseg_jax.evaluation import Result
 from fmbseg_jax.report import TITLES
 from fmbseg_jax.systems import System
@@ -57,7 +57,7 @@ def draw(
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in drawings.items():
-        Image.fromarray(picture).save(folder / f"{name}.png")
+        write_atomically(folder / f"{name}.png", figures.png(picture))
 
 
 def best_and_worst(by_image: Mapping[str, float], count: int) -> dict[str, str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
 import os
 import re
 import sys
@@ -24,7 +23,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fmbseg_jax import config as config_lib
-from fmbseg_jax import config_files, extras, home
+from fmbseg_jax import config_files, extras, home, machine
 from fmbseg_jax.data.spelling import printable
 from fmbseg_jax.errors import Notice, UserError
 
@@ -84,6 +83,7 @@ def run(main: Callable[[], None]) -> None:
         with contextlib.suppress(OSError, AttributeError):  # a stream of another kind
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     _show_notices_plainly()
+    _hush_what_was_left()
     for flag in flags.FLAGS.get_flags_for_module(__name__):  # --help shows the program's own
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
@@ -96,14 +96,14 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"\nerror: {_shown(error)}")
     except ModuleNotFoundError as error:
         sys.exit(extras.missing(error))
-    except OSError as error:
-        advice = _ADVICE.get(error.errno or 0)
-        if not advice:
-            raise
-        sys.exit(f"\nerror: {error}. {advice} Then run the same command to continue.")
     except KeyboardInterrupt:
         print("\nInterrupted. Run the same command to continue.", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        told = machine.sentence(error)
+        if not told:
+            raise
+        sys.exit(f"\nerror: {told} Then run the same command to continue.")
 
 
 def _show_notices_plainly() -> None:
@@ -123,13 +123,22 @@ def _shown(message: Any) -> str:
     return "\n".join(printable(line) for line in str(message).split("\n"))
 
 
-_ADVICE = {
-    errno.ENOSPC: "Make room.",
-    errno.EDQUOT: "Make room.",
-    errno.EROFS: "Give a folder that can be written to.",
-    errno.EACCES: "Give a folder that you may write to, or the right to do so.",
-}
-"""What to do about an error of the operating system."""
+def _hush_what_was_left() -> None:
+    """Has Python say nothing of what a failed save or read has left, of which an error tells.
+
+    tensorstore's threads report each array to an event loop that is closed, Orbax leaves the
+    coroutines of the other arrays, and asyncio a loop for which no file could be opened.
+    """
+    usual = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
+        orbax = code is not None and "orbax" in code.co_filename
+        loop = getattr(unraisable.object, "__qualname__", "") == "BaseEventLoop.__del__"
+        if not (orbax or loop or str(unraisable.exc_value) == "Event loop is closed"):
+            usual(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def example() -> str:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 import fmbseg_jax
+from fmbseg_jax import texts
 from fmbseg_jax.classes import background_rule, of_benchmark
 from fmbseg_jax.config import Config, Eval, flatten
 from fmbseg_jax.data.benchmarks import Benchmark
@@ -106,11 +107,24 @@ def truth(result: Result, benchmark: Benchmark) -> dict[str, Any]:
 def truths(folder: Path, names: Sequence[str]) -> list[str]:
     """What the label maps of these sets lack, a sentence each, by their NAME.json."""
     facts = {name: _read(folder, name) for name in names}
-    return [lacking(name, **one["truth"]) for name, one in facts.items() if "truth" in one]
+    truths = {name: one["truth"] for name, one in facts.items() if "truth" in one}
+    return [lacking(name, one["void"], one["absent"]) for name, one in truths.items()]
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
-    return json.loads((folder / f"{name}.json").read_text())
+    advice = "Delete it, and run `fmbseg evaluate` again for what it had."
+    return texts.read_json(folder / f"{name}.json", _FORM, advice)
+
+
+_FORM = {
+    "paper": float | None,
+    "whole": bool,
+    "protocol": [str],
+    "systems": {str: {"miou": float, "coverage": float, "images": int}},
+    "truth?": {"void": float, "absent": [str]},
+    "models": dict,
+}
+"""Of NAME.json, what is read again."""
 
 
 _PAMR = " + PAMR"
@@ -179,7 +193,7 @@ def write_json(
         for name, some in results.items()
         for i, result in enumerate(some)
     }
-    old = json.loads(path.read_text()) if path.exists() else {}
+    old = _read(folder, benchmark.name) if path.exists() else {}
     kept = same.items() <= old.items()
     if old and not kept:
         print(f"{path} was made by another protocol, and is made anew.")

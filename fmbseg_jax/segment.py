@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from fmbseg_jax import logs, program, vocabulary, workfolder
+from fmbseg_jax import logs, machine, program, vocabulary, workfolder
 from fmbseg_jax.classes import Background, Classes
 from fmbseg_jax.comparing import by_pixel
 from fmbseg_jax.data import files, finding, images, pipeline
@@ -79,6 +79,8 @@ def segment_images(
         except images.ImageError as error:
             reason = str(error)
         except OSError as error:
+            if not isinstance(error, PermissionError):
+                machine.let_through(error, path)
             reason = f"cannot be read: {error.strerror}"
         return UserError(f"{path} {reason}" if strict else reason)
 

@@ -24,6 +24,7 @@ from fmbseg_jax import program, sharding, trainer, training, workfolder
 from fmbseg_jax.card import model_card
 from fmbseg_jax.config import Config, flatten, resolve
 from fmbseg_jax.data.example import read_metadata
+from fmbseg_jax.data.files import naming
 from fmbseg_jax.data.pipeline import TrainBatches
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.exported import Export, load_export, read_model, save_export
@@ -71,14 +72,13 @@ def train(config: Config, workdir: Path) -> None:
     if config.train.start_from and fresh:
         state = dataclasses.replace(state, params=start_from(config, model, state.params))
     made_from = checkpoints / "made_from.json"
-    before = workfolder.recorded(made_from).get("clip", "")
-    clip_hash = identity.content_hash(model["clip"]["source"], before)
+    advice = "Delete that folder to train afresh, or give another --workdir."
+    otherwise = workfolder.unless_changed(made_from, advice)
+    before = {} if fresh else workfolder.recorded(made_from, {"clip?": str}, otherwise)
+    clip_hash = identity.content_hash(model["clip"]["source"], before.get("clip", ""))
     sharding.by_the_first(
         lambda: workfolder.remember(
-            made_from,
-            {"features": data.digest, "clip": clip_hash},
-            "Delete that folder to train afresh, or give another --workdir.",
-            fresh=fresh,
+            made_from, {"features": data.digest, "clip": clip_hash}, advice, fresh=fresh
         )
     )
     validate = config.train.validate_on and jax.process_index() == 0
@@ -95,7 +95,8 @@ def train(config: Config, workdir: Path) -> None:
     )
     if trained and jax.process_index() == 0:
         model["steps"] = int(trained.step)
-        save_export(workdir / "export", Export(trained.params, model), model_card(model))
+        with naming(workdir / "export"):
+            save_export(workdir / "export", Export(trained.params, model), model_card(model))
         print(f"The aligner is in {workdir / 'export'} (step {model['steps']} of {batches.steps}).")
 
 

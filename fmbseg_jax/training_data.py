@@ -10,11 +10,11 @@ from typing import Any
 from fmbseg_jax.config import Config, flatten
 from fmbseg_jax.data.example import (
     check_deep,
-    decode_patch_features,
-    decode_pseudo_label,
     is_finite,
     kept_as,
     read_metadata,
+    read_patch_features,
+    read_pseudo_label,
 )
 from fmbseg_jax.data.pipeline import Example
 from fmbseg_jax.data.records import open_records
@@ -22,7 +22,6 @@ from fmbseg_jax.data.tfrecord import RecordSource
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import identity
 from fmbseg_jax.patches import PatchEncoder
-from fmbseg_jax.vocabulary import IGNORE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,18 +47,12 @@ def open_cached(workdir: Path) -> TrainingData:
     dtype, num_words = kept_as(workdir / "features"), len(metadata["words"])
 
     def read(i: int) -> Example:
-        features = decode_patch_features(records[i], dtype)
+        features = read_patch_features(records, i, dtype, num_words)
         if not is_finite(features.patches):
             raise UserError(
                 f"The features of {features.filename} in {workdir / 'features'} hold NaN, or "
                 "numbers beyond 65504, where float16 ends. Make them again by an encoder that "
                 "gives none, or set train.features to online, which keeps no features."
-            )
-        words = features.labels[features.labels != IGNORE]
-        if words.max(initial=0) >= num_words:
-            raise UserError(
-                f"{features.filename} has patches of word {words.max()}, of {num_words} words. "
-                "Labels are indices into the words, or 65535."
             )
         return {"patches": features.patches, "labels": features.labels.astype("int32")}
 
@@ -77,8 +70,9 @@ def open_online(config: Config, workdir: Path) -> TrainingData:
     encoder = PatchEncoder(source, options.size, options.compute)
 
     def read(i: int) -> Example:
-        record = decode_pseudo_label(records[i])
-        prepared = encoder.prepare(record, len(made["words"]), config.data.reading)
+        with records.naming(i):
+            record = read_pseudo_label(records, i, len(made["words"]))
+            prepared = encoder.prepare(record, len(made["words"]), config.data.reading)
         return {**prepared, "labels": prepared["labels"].astype("int32")}
 
     used = "data.deep", "features.size", "features.compute"

@@ -11,9 +11,9 @@ import numpy as np
 from fmbseg_jax import metrics
 from fmbseg_jax.classes import Classes
 from fmbseg_jax.config import Config
-from fmbseg_jax.data import images
+from fmbseg_jax.data import images, label_maps
 from fmbseg_jax.data.benchmarks import open_folder
-from fmbseg_jax.data.example import decode_pseudo_label, read_metadata
+from fmbseg_jax.data.example import PseudoLabel, read_metadata, read_pseudo_label
 from fmbseg_jax.data.records import open_records
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.loading import untrained
@@ -46,12 +46,16 @@ class PseudoLabels:
 
     def image(self, name: str) -> np.ndarray:
         """uint8 [H, W, 3]."""
-        record = decode_pseudo_label(self._records[int(name)])
-        return images.decode_named(record.image, self._reading, record.filename)
+        with self._records.naming(int(name)):
+            label = self._read(name)
+            return label_maps.image_of(label.labels, label.image, label.filename, self._reading)
 
     def labels(self, name: str) -> np.ndarray:
         """uint16 [H, W], word index or IGNORE."""
-        return decode_pseudo_label(self._records[int(name)]).labels
+        return self._read(name).labels
+
+    def _read(self, name: str) -> PseudoLabel:
+        return read_pseudo_label(self._records, int(name), len(self.words))
 
 
 class Validation:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
+from fmbseg_jax import texts
 from fmbseg_jax.data.spelling import printable
 from fmbseg_jax.errors import Notice, UserError
 
@@ -77,13 +78,7 @@ def read_words(path: str | Path) -> tuple[str, ...]:
             f"No word list at {path}. Write a text file with one word or phrase a line, or give "
             "the words themselves, separated by commas."
         )
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text ({error}). Save the word list as UTF-8."
-        ) from None
-    lines = text.rstrip().splitlines()
+    lines = texts.read(path).rstrip().splitlines()
     if doubtful := _doubtful(lines):
         warnings.warn(f"{path}: {doubtful}", Notice, stacklevel=1)
     return check_words(lines, str(path))
@@ -118,7 +113,7 @@ def parse_words(argument: str) -> tuple[str, ...]:
 def read_templates(argument: str) -> tuple[str, ...]:
     """Templates, `a photo of a {}.`: one or several, a line each, or a text file of such lines."""
     file = "{}" not in argument and os.path.isfile(argument)
-    text = Path(argument).read_text(encoding="utf-8-sig") if file else argument
+    text = texts.read(argument) if file else argument
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 

@@ -19,9 +19,17 @@ from typing import Any, BinaryIO
 
 from etils import epath
 
+from fmbseg_jax import texts
 from fmbseg_jax.config import Config, flatten
 from fmbseg_jax.data.appending import open_to_append
-from fmbseg_jax.data.files import exists, is_remote, remove_abandoned, write_atomically, write_json
+from fmbseg_jax.data.files import (
+    exists,
+    is_remote,
+    naming,
+    remove_abandoned,
+    write_atomically,
+    write_json,
+)
 from fmbseg_jax.errors import UnsupportedSystem, UserError
 
 try:
@@ -103,8 +111,13 @@ def _record(
     workdir: epath.Path, config: Config, fields: tuple[str, ...], stage: str, names: str
 ) -> None:
     path = workdir / "config.json"
-    recorded = json.loads(path.read_text()) if path.exists() else {}
-    before = recorded.get(stage, {}) if holds(workdir / stage, names) else {}
+    known = recorded(
+        path,
+        {str: {str: object}},
+        "It has the config that each stage was made with. Put back a copy of it; or delete it, "
+        f"if what is in {workdir} was made with this config.",
+    )
+    before = known.get(stage, {}) if holds(workdir / stage, names) else {}
     ours = {
         name: value
         for name, value in flatten(config).items()
@@ -121,7 +134,7 @@ def _record(
             f"Set these fields back, delete {workdir / stage} to make it anew, or give the new "
             "experiment another --workdir."
         )
-    new = json.dumps(recorded | {stage: ours}, indent=1) + "\n"
+    new = json.dumps(known | {stage: ours}, indent=1) + "\n"
     write_atomically(path, new.encode())
 
 
@@ -162,7 +175,8 @@ def hold(folder: epath.PathLike) -> Iterator[None]:
         now = datetime.datetime.now().isoformat(" ", "seconds")
         program = " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]])
         holder = f"process {os.getpid()} on {socket.gethostname()} since {now} ({program})"
-        file.write(holder.encode(errors="backslashreplace"))
+        with naming(folder / ".lock"):
+            file.write(holder.encode(errors="backslashreplace"))
         remove_abandoned(folder)
         try:
             yield
@@ -178,9 +192,26 @@ def _lock_file(folder: Path) -> BinaryIO:
         raise UserError(f"Cannot write to {folder}: {error.strerror or error}.") from None
 
 
-def recorded(path: epath.Path | Path) -> dict[str, Any]:
-    """What `remember` has written down; nothing where it has not yet."""
-    return json.loads(path.read_text()) if path.exists() else {}
+def recorded(path: epath.Path | Path, form: Any, advice: str) -> dict[str, Any]:
+    """What `remember` has written down; nothing where it has not yet.
+
+    Args:
+      form: what that has to be, as in `texts`.
+      advice: what to do where it is not; the end of the message.
+    """
+    return texts.read_json(path, form, advice) if path.exists() else {}
+
+
+def unless_changed(path: epath.Path | Path, advice: str) -> str:
+    """What to do where a file that `remember` has written is damaged.
+
+    Args:
+      advice: what to do where the facts differ.
+    """
+    return (
+        f"It says what {path.parent} was made from. Delete this file, if nothing of that has "
+        f"changed since. If something has: {advice[0].lower()}{advice[1:]}"
+    )
 
 
 def remember(
@@ -198,7 +229,7 @@ def remember(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, facts)
         return
-    before = recorded(path)
+    before = recorded(path, dict, unless_changed(path, advice))
     changed = [
         f"{name}: {_difference(before.get(name), value)}"
         for name, value in facts.items()
@@ -211,10 +242,11 @@ def remember(
 
 def _difference(before: Any, now: Any) -> str:
     if isinstance(before, dict) and isinstance(now, dict):
-        keys = [key for key in before | now if before.get(key) != now.get(key)]
+        keys = [str(key) for key in before | now if before.get(key) != now.get(key)]
         return f"others for {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
     if not isinstance(before, list) or not isinstance(now, list):
         return f"{before!r} there, {now!r} now"
+    before, now = ([str(entry) for entry in entries] for entries in (before, now))
     parts, there, here = [], set(before), set(now)
     for verb, entries in (
         ("added", [entry for entry in now if entry not in there]),
@@ -231,4 +263,5 @@ def _same(before: Any, now: Any) -> bool:
     if before == now:
         return True
     paths = [Path(value) for value in (before, now) if isinstance(value, str) and value]
-    return len(paths) == 2 and paths[0].exists() and paths[0].resolve() == paths[1].resolve()
+    there = len(paths) == 2 and os.path.exists(paths[0])  # False of what can be no path, too
+    return there and paths[0].resolve() == paths[1].resolve()

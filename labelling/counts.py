@@ -5,12 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from fmbseg_jax import texts
 from fmbseg_jax.data import images
 from fmbseg_jax.data.example import PseudoLabel
+from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
+
+_FORM = {
+    **dict.fromkeys(("images", "records", "bytes", "words", "wordless"), int),
+    **dict.fromkeys(("pixels", "labelled", "deep"), int),
+    "by_word": {str: int},
+    "skipped": [(str, str)],
+    "deep_example": str,
+}
+"""In JSON."""
 
 
 @dataclasses.dataclass
@@ -34,6 +46,24 @@ class Counts:
     """Images of more than 8 bits a channel."""
     deep_example: str = ""
     """Name of one of them."""
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> Counts:
+        """The counts that were written; raises UserError where they cannot be counts."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        counts = cls(**{name: value for name, value in facts.items() if name in known})
+        written = dataclasses.asdict(counts)
+        numbers = [value for value in written.values() if isinstance(value, int)]
+        if (
+            facts.keys() - known
+            or texts.fault(written, _FORM)
+            or min(*numbers, *counts.by_word.values()) < 0
+            or counts.images != counts.records + len(counts.skipped)
+            or counts.labelled > counts.pixels
+            or max(counts.wordless, counts.deep, *counts.by_word.values()) > counts.records
+        ):
+            raise UserError("These are no counts of images.")
+        return counts
 
     def add(self, label: PseudoLabel, size: int) -> None:
         """Counts a record of `size` bytes."""

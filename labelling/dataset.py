@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,12 +24,14 @@ from typing import Any
 
 from etils import epath
 
+from fmbseg_jax import texts
 from fmbseg_jax.config import Data
 from fmbseg_jax.data import example, images
 from fmbseg_jax.data.example import PseudoLabel
 from fmbseg_jax.data.files import is_remote, write_json, write_table
 from fmbseg_jax.data.images import ImageError
-from fmbseg_jax.data.sources import State, state
+from fmbseg_jax.data.records import open_records
+from fmbseg_jax.data.sources import STATE, State, state
 from fmbseg_jax.data.tfrecord import (
     MOST_SHARDS,
     RecordError,
@@ -39,7 +40,7 @@ from fmbseg_jax.data.tfrecord import (
     shard_name,
 )
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.workfolder import holds, remember
+from fmbseg_jax.workfolder import holds, recorded, remember
 from labelling.annotated import annotation_path
 from labelling.counts import Counts
 
@@ -130,8 +131,7 @@ class Dataset:
 
         Files that only have another time, as copies have, hold the bytes of their records.
         """
-        path = self._sources_path(shard)
-        known = json.loads(path.read_text()) if path.exists() else {}  # version 0.1 has none
+        path, known = self._sources_path(shard), self._read_sources(shard)
         differing = {name for name, state in known.items() if self.files.state(name) != state}
         if not differing:
             return set()
@@ -160,8 +160,7 @@ class Dataset:
           after_image: gets the counts of this shard so far.
           strict: an ImageError stops instead.
         """
-        counts, kept = Counts(), self._records(shard)
-        names = self.names[shard * self.per_shard :][: self.per_shard]
+        counts, kept, names = Counts(), self._records(shard), self._names_of(shard)
         sources = {name: self.files.state(name) for name in names}  # before they are read
         labelled = label([name for name in names if name not in kept])
         try:
@@ -202,7 +201,7 @@ class Dataset:
             return []
         try:
             source = RecordSource([self.path(shard)])
-            return [example.decode_pseudo_label(source[i]) for i in range(len(source))]
+            return [example.read_pseudo_label(source, i) for i in range(len(source))]
         except RecordError:
             return []
 
@@ -217,8 +216,13 @@ class Dataset:
 
     @property
     def finished(self) -> bool:
-        """Whether the metadata, which come last, are there."""
-        return (self.folder / "dataset_info.json").exists()
+        """Whether the metadata, which come last, are there and whole."""
+        try:
+            example.read_metadata(self.folder)
+            open_records(self.folder)
+        except UserError:
+            return False
+        return True
 
     def finish(self, words: Sequence[str], config: dict[str, Any]) -> None:
         """Writes the list of skipped images, and last what makes this a finished dataset."""
@@ -230,7 +234,7 @@ class Dataset:
         metadata = {
             "words": list(words),
             "config": config,
-            "models": json.loads(models.read_text()) if models.exists() else {},
+            "models": recorded(models, dict, "Delete it, if the models have not changed."),
             "coverage": total.coverage,
             "images_by_word": total.images_by_word(words),
             "skipped": len(total.skipped),
@@ -249,12 +253,28 @@ class Dataset:
 
     def _read_counts(self, shard: int) -> Counts | None:
         """The counts of a shard; None if it, or they, are missing or damaged."""
+        path = self._counts_path(shard)
         try:
-            counts = Counts(**json.loads(self._counts_path(shard).read_text()))
+            counts = Counts.of(texts.read_json(path, dict, ""))
             whole = counts.records == len(RecordSource([self.path(shard)]))
-        except (OSError, ValueError, TypeError, RecordError):
+        except (FileNotFoundError, UserError):
             return None
-        return counts if whole else None
+        return counts if whole and counts.images == len(self._names_of(shard)) else None
+
+    def _read_sources(self, shard: int) -> dict[str, State | None]:
+        """The states of the files of a shard as it was written; impossible ones if damaged."""
+        path, names = self._sources_path(shard), self._names_of(shard)
+        if not path.exists():  # version 0.1 has none
+            return {}
+        try:
+            known = texts.read_json(path, {str: object}, "")
+            sound = all(state is None or not texts.fault(state, STATE) for state in known.values())
+        except UserError:
+            sound = False
+        return known if sound and known.keys() == set(names) else dict.fromkeys(names, [])
+
+    def _names_of(self, shard: int) -> list[str]:
+        return self.names[shard * self.per_shard :][: self.per_shard]
 
 
 def _next(labelled: Iterator[PseudoLabel | ImageError]) -> PseudoLabel | ImageError:
@@ -280,6 +300,8 @@ def read_file(folder: epath.PathLike, name: str) -> bytes:
             return (epath.Path(folder) / name).read_bytes()
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             raise ImageError(f"cannot be read: {error.strerror or error}") from None
+        except MemoryError:
+            raise
         except Exception as error:  # stores have their own kinds
             reason = error
             time.sleep(wait)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
+from fmbseg_jax import texts
 from fmbseg_jax.data.spelling import plain
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import synonyms
@@ -60,7 +61,7 @@ def read_image_labels(
     exact, known = set(names), {plain(name): name for name in names}
     labels: ImageLabels = {}
     faults: list[tuple[str, str, Sequence[str]]] = []  # what, the name, where it should be
-    for number, line in enumerate(path.read_bytes().decode("utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(texts.read(path).splitlines(), 1):
         if not line.strip():
             continue
         name, tab, listed = line.partition("\t")

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from fmbseg_jax import machine
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.extras import how_to_install
 from labelling.counts import Counts
@@ -118,8 +119,10 @@ def _serve(worker: Worker, shares: int, connection: Connection) -> None:
                 connection.send(("done", counts))
             except UserError as error:
                 connection.send(("error", error))
-            except Exception:
-                connection.send(("error", RuntimeError(traceback.format_exc())))
+            except Exception as error:
+                told = machine.sentence(error)
+                trace = RuntimeError(traceback.format_exc())
+                connection.send(("error", UserError(told) if told else trace))
 
 
 def _check_deaths(shard: int, deaths: collections.Counter[int], how: str) -> None:

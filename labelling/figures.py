@@ -9,8 +9,8 @@ from etils import epath
 from PIL import Image, ImageDraw
 
 from fmbseg_jax import figures
-from fmbseg_jax.data import files, images
-from fmbseg_jax.data.example import PseudoLabel, decode_pseudo_label
+from fmbseg_jax.data import files, images, label_maps
+from fmbseg_jax.data.example import PseudoLabel, read_pseudo_label
 from fmbseg_jax.data.records import open_records
 from fmbseg_jax.fonts import Font
 from fmbseg_jax.vocabulary import IGNORE, unlike
@@ -54,9 +54,10 @@ def draw_records(
     """Draws those of the first `count` records of a dataset that are not drawn yet."""
     records = open_records(folder)
     for i in range(min(count, len(records))):
-        label = decode_pseudo_label(records[i])
-        if not _path(out, label).exists():
-            draw(out, label, words, look(label), reading)
+        with records.naming(i):
+            label = read_pseudo_label(records, i, len(words))
+            if not _path(out, label).exists():
+                draw(out, label, words, look(label), reading)
 
 
 def _path(out: epath.Path, label: PseudoLabel) -> epath.Path:
@@ -71,7 +72,7 @@ def label_sheet(
     reading: images.Reading = images.USUAL,
 ) -> np.ndarray:
     """A record as a picture, uint8 [h, w, 3]: with its scene, a row for each word found."""
-    image = images.decode_named(label.image, reading, label.filename)
+    image = label_maps.image_of(label.labels, label.image, label.filename, reading)
     whole = figures.overlay(image, label.labels, len(words))
     if scene is None or not len(scene.found):
         columns = ["image", "labels"]

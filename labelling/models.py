@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from etils import epath
 
-from fmbseg_jax import hub
+from fmbseg_jax import hub, machine
 from fmbseg_jax.config import Config
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.workfolder import remember
@@ -76,6 +76,7 @@ def devices(name: str, workers: int = 0) -> list[str]:
     try:
         torch.zeros(1, device=found[0])
     except (RuntimeError, AssertionError, NotImplementedError) as error:
+        machine.let_through(error)
         raise UserError(
             f"label.device is {name!r}, which cannot be used here ({str(error).splitlines()[0]}). "
             "Give cpu, cuda, cuda:1, ..., or auto."

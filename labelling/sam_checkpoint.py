@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from fmbseg_jax import hub
+from fmbseg_jax import hub, machine
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.pretrained import config_json
 from labelling import sam_names
@@ -33,6 +32,7 @@ def load(path: str | Path, device: str = "cpu") -> Any:
     except KeyError as error:
         raise UserError(f"{path} is no SAM checkpoint: it has no tensor {error}.") from None
     except (AssertionError, RuntimeError, ValueError, ZeroDivisionError, TypeError) as error:
+        machine.let_through(error, path)
         raise UserError(f"{path} is no SAM checkpoint: its shapes do not fit ({error}).") from None
     _check(path, model.state_dict(), tensors)
     model.load_state_dict({name: t.float() for name, t in tensors.items()}, assign=True)
@@ -131,7 +131,8 @@ def read(source: str | Path) -> dict[str, torch.Tensor]:
         )
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # torch's reader raises many kinds
+        machine.let_through(error, path)
         raise UserError(
             f"{path} is no SAM checkpoint: torch cannot read it ({type(error).__name__}). It has "
             f"{path.stat().st_size:,} bytes, SAM ViT-B 375 million: fetch it again."
@@ -158,6 +159,7 @@ def _read_folder(folder: Path, source: str) -> dict[str, torch.Tensor]:
             else:
                 tensors |= torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # both libraries' readers raise many kinds
+            machine.let_through(error, path)
             raise UserError(f"{path} cannot be read ({error}). Fetch it again.") from None
     return {new: tensors[old] for old, new in sam_names.to_meta(tensors).items()}
 

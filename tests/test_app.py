@@ -1,6 +1,7 @@
 """The web page in a real browser: what people do, what they do wrong, several of them at once."""
 
 import contextlib
+import errno
 import http.client
 import importlib.util
 import io
@@ -526,6 +527,15 @@ def test_what_was_excepted_from_proxies_stays_so(monkeypatch):
     listening.reach_directly("localhost", environment)
     assert environment["ALL_PROXY"] == "socks5://p"
     assert environment["no_proxy"] == "localhost,127.0.0.1,::1"
+
+
+def test_a_machine_without_ipv6(monkeypatch):
+    def none(family, *kind):
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    monkeypatch.setattr(socket, "socket", none)
+    with pytest.raises(UserError, match=r"--host=::1 is .* \(this machine has no IPv6, or .*Give"):
+        listening.check_host("::1")
 
 
 def test_hosts_of_this_machine():

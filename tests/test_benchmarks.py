@@ -187,7 +187,7 @@ def test_a_panoptic_map_without_its_json_entry(tmp_path):
         open_published("coco_object80", tmp_path).labels("a")
     coco._segments.cache_clear()
     path.write_text("[]")
-    with pytest.raises(UserError, match="is not a panoptic JSON"):
+    with pytest.raises(UserError, match="it is no object. Take the panoptic JSON"):
         open_published("coco_object80", tmp_path).labels("a")
     coco._segments.cache_clear()
 

@@ -236,7 +236,7 @@ def test_a_config_that_contradicts_itself(clip_folder, tower, name, value):
         ({**published.PROCESSORS["clip"], "do_rescale": False}, "without do_rescale"),
         ({**published.PROCESSORS["clip"], "rescale_factor": "1/255"}, "rescale_factor 1/255"),
         ({**published.PROCESSORS["clip"], "image_std": [0, 0, 0]}, "the latter above 0"),
-        ([1, 2], "holds no JSON object"),
+        ([1, 2], "is damaged: it is no object"),
     ],
 )
 def test_other_pixels_are_refused_in_both_stages(clip_folder, settings, message):

@@ -168,7 +168,7 @@ def test_a_full_disk_stops_nothing(long, with_features, world, tmp_path):
             while True:
                 file.write(bytes(4096))
         told = re.compile(
-            r"ERROR: a checkpoint could not be saved in .*No space left on device. Make room.\n"
+            r"ERROR: a checkpoint could not be saved in .*No space left on device.* Make room.\n"
             r"The last good one is of step \d+; the training goes on"
         )
         said = wait_until(lambda: told.search((tmp_path / "output").read_text()), process, 0.05)
@@ -180,6 +180,27 @@ def test_a_full_disk_stops_nothing(long, with_features, world, tmp_path):
         if process:
             process.kill()
             process.wait()
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_that_is_full_to_the_end(with_features, world, tmp_path):
+    """Checkpoint, log and export: each is told of in a sentence, and the next run makes them."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "none", disk]).returncode:
+        pytest.skip("no permission to mount a tmpfs")
+    try:
+        begin(disk, with_features)
+        command = ["train.py", *world.flags, f"--workdir={disk}"]
+        stopped = run(*command, check=False)
+        assert stopped.returncode == 1 and "Traceback" not in stopped.stdout
+        last = stopped.stdout.strip().splitlines()[-1]
+        assert re.match(r"error: \[Errno 28\] No space left on device: '.*'\. Make room\.", last)
+        subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+        run(*command)
+        assert (disk / "export" / "model.json").exists()
+        assert [line["step"] for line in lines(disk)][-1] == 8
+    finally:
         subprocess.run(["umount", disk], check=True)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fmbseg_jax import machine
 from fmbseg_jax.data import deep, images
 from fmbseg_jax.errors import Notice, UserError
 
@@ -33,6 +34,7 @@ def image(given: ImageLike, reading: images.Reading = images.USUAL) -> np.ndarra
         try:
             return images.pixels(given, reading)
         except (OSError, ValueError) as error:  # opened, but cut short
+            machine.let_through(error)
             raise images.ImageError(f"The Pillow image cannot be read: {error}") from None
     try:
         array = np.asarray(given)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 from typing import BinaryIO
 
+from fmbseg_jax.data.files import naming
 from fmbseg_jax.errors import UserError
 
 
@@ -36,3 +38,15 @@ def open_to_append(path: str | os.PathLike) -> BinaryIO:
         os.close(descriptor)
         raise refused
     return open(descriptor, "ab+", buffering=0)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Adds to the end of a file, all or nothing: what a full disk took of it is taken back."""
+    with naming(path), open_to_append(path) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(end)
+            raise

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fmbseg_jax import texts
 from fmbseg_jax.data import coco, files, finding, images, label_maps, spelling
 from fmbseg_jax.data.published import PUBLISHED, Published, Source
 from fmbseg_jax.data.sources import state
@@ -140,7 +141,7 @@ def _names_of(published: Published, root: Path, pattern: str) -> list[str]:
         return _names(root, pattern)
     if not split.is_file():
         return []
-    return [files.inside(name, str(split)) for name in split.read_text().split()]
+    return [files.inside(name, str(split)) for name in texts.read(split).split()]
 
 
 def _wanted(published: Published, pattern: str, source: Source) -> list[str]:

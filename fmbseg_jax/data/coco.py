@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 
 import numpy as np
 
+from fmbseg_jax import machine, texts
 from fmbseg_jax.data import label_maps
 from fmbseg_jax.data.opening import raw_mode
 from fmbseg_jax.errors import UserError
@@ -60,17 +60,23 @@ def _colours(path: Path) -> np.ndarray:
         try:
             return np.asarray(file.convert("RGB"), np.int64)
         except Exception as error:  # Pillow's readers raise many kinds on damaged files
+            machine.let_through(error, source)
             raise UserError(f"{source} cannot be read: {error}") from None
 
 
 @functools.lru_cache(2)
 def _segments(path: Path) -> dict[str, dict[int, int]]:
     """By PNG, the category of each segment."""
-    try:
-        annotations = json.loads(path.read_text())["annotations"]
-        return {
-            one["file_name"]: {s["id"]: s["category_id"] for s in one["segments_info"]}
-            for one in annotations
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a panoptic JSON of COCO: {error!r}") from None
+    advice = "Take the panoptic JSON of COCO as it was downloaded."
+    found = {
+        one["file_name"]: {s["id"]: s["category_id"] for s in one["segments_info"]}
+        for one in texts.read_json(path, _PANOPTIC, advice)["annotations"]
+    }
+    categories = {category for segments in found.values() for category in segments.values()}
+    if wrong := categories - set(range(1 << 16)):
+        raise UserError(f"{path} is damaged: it has the category {min(wrong)}. {advice}")
+    return found
+
+
+_SEGMENTS = {"file_name": str, "segments_info": [{"id": int, "category_id": int}]}
+_PANOPTIC = {"annotations": [_SEGMENTS]}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
-from fmbseg_jax.data.files import incomplete
+from fmbseg_jax.data.files import incomplete, naming
 
 
 def write(
@@ -36,7 +36,7 @@ def write(
     }
     unfinished, listed, count = Path(incomplete(path)), [], 0
     try:
-        with tempfile.TemporaryFile("w+", dir=path.parent) as annotations:
+        with naming(path), tempfile.TemporaryFile("w+", dir=path.parent) as annotations:
             for number, (name, labels) in enumerate(maps, 1):
                 height, width = labels.shape
                 listed.append({"id": number, "file_name": name, "height": height, "width": width})

@@ -18,9 +18,12 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+from fmbseg_jax import machine
 from fmbseg_jax.data import label_maps, records
 from fmbseg_jax.data.files import inside, write_atomically
+from fmbseg_jax.data.tfrecord import RecordSource
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.vocabulary import IGNORE
 
 
 def _none(*shape: int, dtype: type = np.float32) -> Any:
@@ -156,25 +159,36 @@ def encode(example: PseudoLabel | PatchFeatures | Int8PatchFeatures) -> bytes:
 
 def _check_features(features: PatchFeatures | Int8PatchFeatures) -> None:
     """Raises UserError for arrays that are not what the fields say: they may be a user's own."""
+    _check_shapes(features)
+    numbers = features.patches if isinstance(features, PatchFeatures) else features.scale
+    if not is_finite(numbers):
+        raise UserError(
+            f"The features of {features.filename} hold numbers that are infinite or NaN: float16 "
+            "ends at 65504. Is the encoder damaged? train.features=online keeps no features, and "
+            "does without float16."
+        )
+
+
+def _check_shapes(features: PatchFeatures | Int8PatchFeatures) -> None:
+    """Raises UserError for arrays of other types or shapes than the fields say."""
     dtype = np.float16 if isinstance(features, PatchFeatures) else np.int8
     n = len(features.patches)
+    described: list[tuple[str, np.ndarray, type, str, bool]] = [
+        ("patches", features.patches, dtype, "n, d", features.patches.ndim == 2),
+        ("labels", features.labels, np.uint16, f"{n}", features.labels.shape == (n,)),
+        ("grid", features.grid, np.int32, "2", features.grid.shape == (2,)),
+    ]
+    if isinstance(features, Int8PatchFeatures):
+        good = features.scale.shape == (n,)
+        described.append(("scale", features.scale, np.float32, f"{n}", good))
     faults = [
         f"{name} {value.dtype}{list(value.shape)}, expected {expected.__name__}[{shape}]"
-        for name, value, expected, shape, good in (
-            ("patches", features.patches, dtype, "n, d", features.patches.ndim == 2),
-            ("labels", features.labels, np.uint16, f"{n}", features.labels.shape == (n,)),
-            ("grid", features.grid, np.int32, "2", features.grid.shape == (2,)),
-        )
+        for name, value, expected, shape, good in described
         if value.dtype != expected or not good
     ]
-    if not faults and features.grid.prod() != n:
-        faults = [f"a grid of {features.grid.tolist()} with {n} patches"]
-    numbers = features.patches if isinstance(features, PatchFeatures) else features.scale
-    if not faults and not is_finite(numbers):
-        faults = [
-            "numbers that are infinite or NaN: float16 ends at 65504. Is the encoder damaged? "
-            "train.features=online keeps no features, and does without float16"
-        ]
+    height, width = features.grid.tolist() if not faults else (n, 1)
+    if min(height, width) < 0 or height * width != n:
+        faults = [f"a grid of {[height, width]} with {n} patches"]
     if faults:
         raise UserError(f"The features of {features.filename} hold {'; '.join(faults)}.")
 
@@ -187,19 +201,71 @@ def is_finite(numbers: np.ndarray) -> bool:
 
 
 def decode_pseudo_label(record: bytes) -> PseudoLabel:
-    """The inverse of `encode`."""
-    values = _features(PseudoLabel).deserialize_example_np(record)
-    values["filename"] = inside(values["filename"].decode(), "A record")
+    """The inverse of `encode`; raises UserError where the record is no whole PseudoLabel."""
+    values = _values(PseudoLabel, record)
     values["labels"] = label_maps.decode(values["labels"], values["filename"])
-    return PseudoLabel(**values)
+    label = PseudoLabel(**values)
+    for names in (("found", "votes"), ("mask_words", "mask_scores", "mask_stages"),
+                  ("points", "point_words")):  # fmt: skip
+        if len({len(values[name]) for name in names}) > 1:
+            raise UserError(f"{', '.join(names)} of {label.filename} differ in their numbers.")
+    return label
 
 
 def decode_patch_features(record: bytes, kept_as: str = "float16") -> PatchFeatures:
-    """The inverse of `encode`, of records kept as "float16" or "int8"."""
-    kind = {"float16": PatchFeatures, "int8": Int8PatchFeatures}[kept_as]
-    values = _features(kind).deserialize_example_np(record)
-    values["filename"] = inside(values["filename"].decode(), "A record")
-    return restore(Int8PatchFeatures(**values)) if kept_as == "int8" else PatchFeatures(**values)
+    """The inverse of `encode`, of records kept as "float16" or "int8".
+
+    Raises:
+      UserError: the record is no whole PatchFeatures. Its numbers may still be NaN.
+    """
+    if kept_as == "int8":
+        features = Int8PatchFeatures(**_values(Int8PatchFeatures, record))
+        _check_shapes(features)
+        return restore(features)
+    whole = PatchFeatures(**_values(PatchFeatures, record))
+    _check_shapes(whole)
+    return whole
+
+
+def _values(kind: type, record: bytes) -> dict[str, Any]:
+    """By field, what a record holds; the label map is not decoded yet."""
+    try:
+        values = _features(kind).deserialize_example_np(record)
+        if missing := [name for name, value in values.items() if value is None]:
+            raise ValueError(f"it has no {', '.join(missing)}")
+        values["filename"] = values["filename"].decode()
+    except Exception as error:  # protobuf and tfds have many kinds for bytes that changed
+        machine.let_through(error)
+        raise UserError(f"It is no {kind.__name__}: {error or type(error).__name__}.") from None
+    values["filename"] = inside(values["filename"], "A record")
+    return values
+
+
+def read_pseudo_label(source: RecordSource, index: int, num_words: int = IGNORE) -> PseudoLabel:
+    """A record of a dataset; raises RecordError, with its place, where it is damaged."""
+    with source.naming(index, "Delete this shard and run the stage that wrote it again."):
+        label = decode_pseudo_label(source[index])
+        _check_words(label, num_words)
+    return label
+
+
+def read_patch_features(
+    source: RecordSource, index: int, kept_as: str, num_words: int = IGNORE
+) -> PatchFeatures:
+    """As `read_pseudo_label`."""
+    with source.naming(index, "Delete this shard and run the stage that wrote it again."):
+        features = decode_patch_features(source[index], kept_as)
+        _check_words(features, num_words)
+    return features
+
+
+def _check_words(record: PseudoLabel | PatchFeatures, num_words: int) -> None:
+    highest = record.labels[record.labels != IGNORE].max(initial=0)
+    if highest >= num_words:
+        raise UserError(
+            f"{record.filename} has the word {highest}, of {num_words} words. Labels are indices "
+            f"into the words, or {IGNORE}."
+        )
 
 
 def write_metadata(
@@ -259,7 +325,16 @@ def write_metadata(
 
 def kept_as(folder: epath.PathLike) -> str:
     """What the patches of a finished dataset of features are kept as: "float16" or "int8"."""
-    return records.dtype_of(folder, "patches").name
+    found = records.dtype_of(folder, "patches")
+    if found not in _KINDS:
+        raise UserError(
+            f"{epath.Path(folder) / 'features.json'} says that patches are {found!r}; they are one "
+            f"of {', '.join(_KINDS)}. Run the stage that writes it again."
+        )
+    return found
+
+
+_KINDS = {"float16": PatchFeatures, "int8": Int8PatchFeatures}
 
 
 def dataset_name(kind: type) -> str:
@@ -285,5 +360,12 @@ def check_deep(metadata: dict[str, Any], deep: str) -> None:
 def read_metadata(folder: epath.PathLike) -> dict[str, Any]:
     """What `write_metadata` was given as `metadata`; raises where the dataset is not finished."""
     records.check_finished(folder)
-    path = epath.Path(folder) / "metadata.json"
-    return {"config": {}, **(records.read_json(path) if path.exists() else {})}
+    return {"config": {}, **records.read_json(epath.Path(folder) / "metadata.json", _METADATA)}
+
+
+_METADATA = {
+    "words": [str],
+    "config?": {str: object},
+    "vision?": {"source": str, "hash": str},
+    "deep?": (int, str),
+}

@@ -15,6 +15,7 @@ from typing import Any
 import fsspec
 from etils import epath
 
+from fmbseg_jax import machine
 from fmbseg_jax.data.spelling import printable
 from fmbseg_jax.errors import UserError
 
@@ -29,6 +30,9 @@ def exists(path: epath.PathLike) -> bool:
     try:
         return epath.Path(path).exists()
     except Exception as error:  # each store has its own kinds
+        if isinstance(error, OSError) and not is_remote(path):
+            raise
+        machine.let_through(error, path)
         raise UserError(
             f"{path} cannot be reached ({type(error).__name__}: {error}). Give a folder, gs:// "
             "(which needs `pip install gcsfs`) or s3:// (`pip install s3fs`), and have your "
@@ -111,17 +115,32 @@ def _tell(error: OSError) -> None:
     print(f"{printable(str(error.filename))} is left out: {error.strerror}.")
 
 
+@contextlib.contextmanager
+def naming(path: epath.PathLike) -> Iterator[None]:
+    """Has errors of the system name the file that is written, which those of a full disk do not.
+
+    Where they name another, its unfinished copy, they name the file itself.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename == str(path):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def write_atomically(path: epath.PathLike, data: bytes) -> None:
     """Writes a file that appears under its name only when it is whole."""
     path = epath.Path(path)
     unfinished = incomplete(path)
     try:
-        with unfinished.open("wb") as file:
+        with naming(path), unfinished.open("wb") as file:
             file.write(data)
             if not is_remote(path):
                 file.flush()
                 os.fsync(file.fileno())  # else a power cut may leave an empty file under the name
-        unfinished.replace(path)
+        with naming(path):
+            unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
 

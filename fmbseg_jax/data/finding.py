@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from etils import epath
 
+from fmbseg_jax import machine
 from fmbseg_jax.data import files, opening, spelling
 from fmbseg_jax.data.images import EXTENSIONS
 from fmbseg_jax.errors import UserError
@@ -117,7 +118,9 @@ def _kind(path: epath.Path) -> str:
             return ""
         with open(path, "rb") as file, opening.opened(file) as image:
             return image.format or ""
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if not isinstance(error, PermissionError):  # whoever reads it says so
+            machine.let_through(error, path)
         return ""
 
 

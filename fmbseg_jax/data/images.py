@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
+from fmbseg_jax import machine
 from fmbseg_jax.data import deep, opening, tiffs
 from fmbseg_jax.errors import UserError
 
@@ -82,9 +83,8 @@ def decode(data: bytes, reading: Reading = USUAL, name: str = "") -> np.ndarray:
             raise ValueError(fault)
         with _opened(data, name) as file:
             return _pixels(file, data, reading)
-    except MemoryError:  # not the file's fault
-        raise
     except Exception as error:  # Pillow's readers raise many kinds on damaged files
+        machine.let_through(error, name or "an image")
         raise ImageError(f"cannot be read: {str(error) or type(error).__name__}") from None
 
 
@@ -110,7 +110,8 @@ def size(data: bytes, name: str = "") -> tuple[int, int]:
     try:
         with opening.opened(data, name) as file:
             return file.height, file.width
-    except Exception:  # `decode` says why
+    except Exception as error:  # `decode` says why
+        machine.let_through(error, name or "an image")
         return 0, 0
 
 
@@ -119,7 +120,8 @@ def is_deep(file: bytes | BinaryIO, name: str = "") -> bool:
     try:
         with opening.opened(file, name) as image:
             return deep.is_deep(image)
-    except Exception:  # `decode` says why
+    except Exception as error:  # `decode` says why
+        machine.let_through(error, name or "an image")
         return False
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from fmbseg_jax import machine
 from fmbseg_jax.data import opening, spelling
-from fmbseg_jax.data.images import EXTENSIONS, LONGEST
+from fmbseg_jax.data.images import EXTENSIONS, LONGEST, Reading, decode_named
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
 
@@ -123,10 +124,20 @@ def png(data: bytes, source: str) -> Image.Image:
     try:
         image = opening.opened(data, kinds=("PNG",))
     except (ValueError, OSError) as error:
+        machine.let_through(error, source)
         raise UserError(f"{source} cannot be read: {error}.") from None
     if max(image.size) > LONGEST:
         raise UserError(f"{source} is {max(image.size)} pixels long; {LONGEST} are possible.")
+    if image.width * image.height > _MOST_IN_A_BYTE * len(data):
+        raise UserError(
+            f"{source} cannot be read: it says that it is {image.width} × {image.height} pixels, "
+            f"which its {len(data):,} bytes cannot hold."
+        )
     return image
+
+
+_MOST_IN_A_BYTE = 8 * 1032
+"""Pixels of a PNG, of a bit each, in a byte: deflate packs up to 1032 bytes into one."""
 
 
 def _values(data: bytes, source: str) -> np.ndarray:
@@ -136,6 +147,7 @@ def _values(data: bytes, source: str) -> np.ndarray:
         try:
             values = np.asarray(ImageOps.exif_transpose(image))
         except Exception as error:  # Pillow's readers raise many kinds on damaged files
+            machine.let_through(error, source)
             raise UserError(f"{source} cannot be read: {error}") from None
     if mode.startswith("I"):
         return values.astype(np.uint16)
@@ -159,9 +171,18 @@ def _check_channels(image: Image.Image, source: str) -> None:
 def _is_grey(image: Image.Image) -> bool:
     try:
         colours = np.asarray(image)
-    except Exception:  # damaged, too
+    except Exception as error:  # damaged, too
+        machine.let_through(error)
         return False
     return bool(np.all(colours == colours[..., :1]))
+
+
+def image_of(labels: np.ndarray, data: bytes, name: str, reading: Reading) -> np.ndarray:
+    """The image file that a label map is of, uint8 [H, W, 3]; raises UserError for another size."""
+    image = decode_named(data, reading, name)
+    if fault := size_fault(labels, image.shape[:2], name):
+        raise UserError(f"The label map {fault}")
+    return image
 
 
 def size_fault(labels: np.ndarray, size: Sequence[int], image: str | Path) -> str:

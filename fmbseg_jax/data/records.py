@@ -6,12 +6,12 @@ imports and calls whatever class `features.json` names.
 
 from __future__ import annotations
 
-import json
+import re
 from typing import Any
 
-import numpy as np
 from etils import epath
 
+from fmbseg_jax import texts
 from fmbseg_jax.data.files import exists
 from fmbseg_jax.data.tfrecord import RecordError, RecordSource, find_shards
 from fmbseg_jax.errors import UserError
@@ -30,25 +30,21 @@ def check_finished(folder: epath.PathLike) -> None:
         )
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
-    """A JSON file of a dataset; raises UserError where it is none, or no object."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(_damaged(path, str(error))) from None
-    if not isinstance(value, dict):
-        raise UserError(_damaged(path, "it holds no object"))
-    return value
+def read_json(path: epath.Path, form: Any) -> dict[str, Any]:
+    """A JSON file of a dataset; raises UserError where it is not there, or not of a form."""
+    if not path.exists():
+        raise UserError(f"{path.parent} has no {path.name}. {_ADVICE}")
+    return texts.read_json(path, form, _ADVICE)
 
 
-def dtype_of(folder: epath.PathLike, name: str) -> np.dtype:
+_ADVICE = "Run the stage that writes it again; it keeps the records that are there."
+
+
+def dtype_of(folder: epath.PathLike, name: str) -> str:
     """What `features.json` says that the numbers of a feature are, such as "patches"."""
-    path = epath.Path(folder) / "features.json"
-    try:
-        feature = read_json(path)["featuresDict"]["features"][name]
-        return np.dtype(str(feature["tensor"]["dtype"]))
-    except (KeyError, TypeError) as error:
-        raise UserError(_damaged(path, f"it describes no tensor {name!r}: {error!r}")) from None
+    form = {"featuresDict": {"features": {name: {"tensor": {"dtype": str}}}}}
+    described = read_json(epath.Path(folder) / "features.json", form)
+    return described["featuresDict"]["features"][name]["tensor"]["dtype"]
 
 
 def open_records(folder: epath.PathLike, split: str = "train") -> RecordSource:
@@ -78,18 +74,11 @@ def open_records(folder: epath.PathLike, split: str = "train") -> RecordSource:
 
 
 def _shard_lengths(path: epath.Path, split: str) -> list[int]:
-    try:
-        splits = {part["name"]: part["shardLengths"] for part in read_json(path)["splits"]}
-        return [int(length) for length in splits[split]]
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        fault = f"it has no shardLengths of split {split!r}: {error!r}"
-        raise UserError(_damaged(path, fault)) from None
-
-
-def _damaged(path: epath.Path, fault: str) -> str:
-    return (
-        f"{path} is damaged ({fault}). Run the stage that writes it again; it keeps the records "
-        "that are there."
-    )
+    """Records of each shard, as they were written."""
+    form = {"splits": [{"name": str, "shardLengths": [str]}]}  # numbers as text, as tfds has them
+    splits = {part["name"]: part["shardLengths"] for part in read_json(path, form)["splits"]}
+    lengths = splits.get(split)
+    if lengths is None or not all(re.fullmatch("[0-9]{1,18}", length) for length in lengths):
+        fault = f"it has no shardLengths of split {split!r}, or they are no numbers"
+        raise UserError(f"{path} is damaged: {fault}. {_ADVICE}")
+    return [int(length) for length in lengths]

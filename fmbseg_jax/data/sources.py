@@ -7,10 +7,13 @@ import os
 import threading
 from pathlib import Path
 
-from fmbseg_jax.data.appending import open_to_append
+from fmbseg_jax import texts
+from fmbseg_jax.data.appending import append
 
 State = list[list[int]]
 """Size in bytes, and time of change in nanoseconds, of each file."""
+STATE = [(int, int)]
+"""Its form in JSON."""
 
 
 def state(*paths: str | os.PathLike) -> State:
@@ -22,21 +25,18 @@ def state(*paths: str | os.PathLike) -> State:
 class Sources:
     """By name, the state of the files that something was made from, in a file of JSON lines.
 
-    It is written line by line, as things are made, by several threads; a line that a kill cut short
-    counts as none.
+    It is written line by line, as things are made, by several threads; a line that is damaged, or
+    that a kill cut short, counts as none.
     """
 
     def __init__(self, path: Path):
         """Reads what is there."""
         self._path, self._lock = path, threading.Lock()
         self._states: dict[str, State] = {}
-        lines = path.read_text().splitlines() if path.is_file() else []
-        for line in lines:
-            try:
-                name, found = json.loads(line)
-            except (ValueError, TypeError):
-                continue
-            self._states[name] = found
+        data = path.read_bytes() if path.is_file() else b""
+        for line in texts.parse_lines(data, (str, STATE)):
+            if line is not None:
+                self._states[line[0]] = line[1]
 
     def is_current(self, name: str, *paths: str | os.PathLike) -> bool:
         """Whether the files are still as they were when what has this name was made."""
@@ -49,5 +49,4 @@ class Sources:
         """Writes down the state that something was made from, once it is on disk."""
         with self._lock:
             self._states[name] = found
-            with open_to_append(self._path) as file:
-                file.write(f"{json.dumps([name, found])}\n".encode())
+            append(self._path, f"{json.dumps([name, found])}\n".encode())

@@ -8,18 +8,19 @@ little-endian (TensorFlow's record_writer.h). A dataset is split over shards nam
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
 import os
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 import google_crc32c
 import numpy as np
 from etils import epath
 
-from fmbseg_jax.data.files import incomplete, is_remote
+from fmbseg_jax.data.files import incomplete, is_remote, naming
 from fmbseg_jax.errors import UserError
 
 _HEADER = struct.Struct("<QI")
@@ -83,7 +84,8 @@ class ShardWriter:
         with ShardWriter(path) as writer:
             writer.write(record)
 
-    A run killed in between leaves a file that ends in `.incomplete`.
+    An error of the disk names the file. A run killed in between leaves one that ends in
+    `.incomplete`.
     """
 
     def __init__(self, path: epath.PathLike):
@@ -93,15 +95,17 @@ class ShardWriter:
         self.num_bytes = 0
 
     def __enter__(self) -> ShardWriter:
-        self._file = self._incomplete.open("wb")
+        with naming(self.path):
+            self._file = self._incomplete.open("wb")
         return self
 
     def write(self, data: bytes) -> None:
         """Appends one record."""
         length = struct.pack("<Q", len(data))
-        self._file.write(length + _FOOTER.pack(_masked_crc(length)))
-        self._file.write(data)
-        self._file.write(_FOOTER.pack(_masked_crc(data)))
+        with naming(self.path):
+            self._file.write(length + _FOOTER.pack(_masked_crc(length)))
+            self._file.write(data)
+            self._file.write(_FOOTER.pack(_masked_crc(data)))
         self.num_records += 1
         self.num_bytes += len(data)
 
@@ -112,12 +116,13 @@ class ShardWriter:
         trace: TracebackType | None,
     ) -> None:
         try:
-            if error is None and not is_remote(self.path):
-                self._file.flush()
-                os.fsync(self._file.fileno())
-            self._file.close()
-            if error is None:
-                self._incomplete.replace(self.path)
+            with naming(self.path):
+                if error is None and not is_remote(self.path):
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                self._file.close()
+                if error is None:
+                    self._incomplete.replace(self.path)
         finally:
             self._incomplete.unlink(missing_ok=True)
 
@@ -148,8 +153,7 @@ class RecordSource(Sequence[bytes]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        shard = bisect.bisect_right(self._ends, index)
-        record = index - (self._ends[shard - 1] if shard else 0)
+        shard, record = self._place(index)
         start, end = self._offsets[shard][record : record + 2]
         with self.paths[shard].open("rb") as file:
             file.seek(int(start))
@@ -159,6 +163,27 @@ class RecordSource(Sequence[bytes]):
             raise RecordError(_damage(self.paths[shard], record, "its data does not match its CRC"))
         return data
 
+    @contextlib.contextmanager
+    def naming(self, index: int, advice: str = "") -> Iterator[None]:
+        """Has errors of what is in a record name its place, as RecordErrors.
+
+        Args:
+          advice: what to do; the end of the message.
+        """
+        try:
+            yield
+        except RecordError:  # which does
+            raise
+        except UserError as error:
+            shard, record = self._place(index)
+            told = f"{self.paths[shard]}, record {record}: {error} {advice}"
+            raise RecordError(told.strip()) from error
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The shard that a record is in, and its number there."""
+        shard = bisect.bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard - 1] if shard else 0)
+
     def __repr__(self) -> str:  # grain puts it into the iterator's state: no addresses, no paths
         return f"RecordSource({len(self)} records in {len(self.paths)} shards)"
 
@@ -167,7 +192,7 @@ def _index(path: epath.Path) -> tuple[np.ndarray, bytes]:
     """Byte offsets int64 [records + 1] of a shard, the last one the file's size; and a checksum."""
     try:
         file = path.open("rb")
-    except OSError as error:
+    except FileNotFoundError as error:
         raise RecordError(f"Cannot read {path}: {error.strerror or error}.") from None
     offsets, checksum = [0], hashlib.sha256()
     with file:

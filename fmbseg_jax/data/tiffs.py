@@ -7,6 +7,8 @@ from typing import Any
 
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from fmbseg_jax import machine
+
 _COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}
 """By the tag of what colours mean, their channels: RGB, CMYK, YCbCr, L*a*b*; 1 for grey."""
 _KINDS = {1: "unsigned", 2: "signed", 3: "floating point"}
@@ -19,7 +21,8 @@ def fault(data: bytes) -> str:
     """Why a TIFF is not to be read, and what to do; "" for all others, and for other files."""
     try:
         pages = _pages(data)
-    except Exception:  # damaged: whoever reads it says so
+    except Exception as error:  # damaged: whoever reads it says so
+        machine.let_through(error)
         return ""
     if not pages:
         return ""
@@ -51,7 +54,8 @@ def description(data: bytes) -> str:
     """What a TIFF that cannot be opened holds, and what can be; "" for other files."""
     try:
         pages = _pages(data)
-    except Exception:
+    except Exception as error:  # damaged
+        machine.let_through(error)
         return ""
     if not pages:
         return ""

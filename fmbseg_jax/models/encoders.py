@@ -253,7 +253,7 @@ def _described(describe: Callable[[Any], Any], config: dict[str, Any], source: s
         fault = f"lacks {error}"
     except UserError:
         raise
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         fault = f"describes no model: {error}"
     raise UserError(
         f"The config.json of {source} {fault}. Take it from where the model is published."

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from fmbseg_jax.errors import UserError
 from fmbseg_jax.models.transformer import ACTIVATIONS, Spec
 from fmbseg_jax.pretrained.config_json import clip_tower
 
@@ -39,6 +38,13 @@ class VisionSpec:
     output: int = 0
     """D, CLIP's projection."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where these are no sizes of a vision tower."""
+        _check_sizes(patch=self.patch, grid=self.grid)
+        _check_sizes(0, registers=self.registers, output=self.output)
+        if type(self.rope) not in (int, float) or not 0 <= self.rope < 1e9:
+            raise ValueError(f"the base of its rotary positions is {self.rope!r}")
+
 
 @dataclasses.dataclass(frozen=True)
 class TextSpec:
@@ -52,6 +58,15 @@ class TextSpec:
     """D, width of the space shared with images."""
     end: int
     """Id of the end-of-text token, whose state stands for the sentence."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where these are no sizes of a text tower."""
+        _check_sizes(vocabulary=self.vocabulary, length=self.length, output=self.output)
+
+
+def _check_sizes(lowest: int = 1, **sizes: int) -> None:
+    if not all(type(size) is int and lowest <= size < 1 << 24 for size in sizes.values()):
+        raise ValueError(", ".join(f"its {name} is {size!r}" for name, size in sizes.items()))
 
 
 def dinov2(config: dict[str, Any]) -> VisionSpec:
@@ -160,10 +175,8 @@ def _blocks(tower: dict[str, Any]) -> Spec:
 
 def _activation(config: dict[str, Any]) -> str:
     if config["hidden_act"] not in ACTIVATIONS:
-        raise UserError(
-            f"The activation {config['hidden_act']!r} of this model is not one of "
-            f"{', '.join(ACTIVATIONS)}."
-        )
+        known = ", ".join(ACTIVATIONS)
+        raise ValueError(f"its activation, {config['hidden_act']!r}, is not one of {known}")
     return config["hidden_act"]
 
 

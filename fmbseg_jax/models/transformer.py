@@ -65,10 +65,15 @@ class Spec:
     def __post_init__(self) -> None:
         """Raises ValueError where these are no sizes of a transformer."""
         sizes = self.width, self.heads, self.mlp_width, self.depth + 1  # no block is a depth, too
-        if not all(type(size) is int and size > 0 for size in sizes) or self.width % self.heads:
+        possible = all(type(size) is int and 0 < size <= _LARGEST for size in sizes)
+        if not possible or self.depth > _DEEPEST or self.width % self.heads:
             raise ValueError(f"width, heads, width of the MLP and depth + 1 are {sizes}")
         if not isinstance(self.epsilon, float | int) or not 0 <= self.epsilon < 1:
             raise ValueError(f"the epsilon of the norms is {self.epsilon!r}")
+
+
+_LARGEST, _DEEPEST = 1 << 20, 1000
+"""Far beyond any model: what is damaged may say anything, and is built before it is compared."""
 
 
 def dense(spec: Spec, width: int = 0, **options: Any) -> nn.Dense:

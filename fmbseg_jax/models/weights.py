@@ -19,7 +19,7 @@ from jax import Array
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from fmbseg_jax import hub
+from fmbseg_jax import hub, machine
 from fmbseg_jax.data.files import write_atomically
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models.tables import Table
@@ -122,6 +122,7 @@ def read_files(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
         except UserError:
             raise
         except Exception as error:  # both libraries' readers raise many kinds
+            machine.let_through(error, path)
             raise _damaged(path, error) from None
         tensors |= {name: functools.partial(_tensor, path, r) for name, r in readers.items()}
     return tensors
@@ -130,9 +131,8 @@ def read_files(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
 def _tensor(path: Path, read: Callable[[], np.ndarray]) -> np.ndarray:
     try:
         return read()
-    except MemoryError:  # not the file's fault
-        raise
     except Exception as error:  # as above
+        machine.let_through(error, path)
         raise _damaged(path, error) from None
 
 

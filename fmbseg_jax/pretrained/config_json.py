@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from fmbseg_jax import texts
 from fmbseg_jax.errors import UserError
 
 CLIP = "clip"
@@ -50,13 +50,10 @@ def read(folder: Path, source: str) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object; raises UserError where it is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}). Fetch it again.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object. Fetch it again.")
-    return value
+    return texts.read_json(path, dict, _ADVICE)
+
+
+_ADVICE = "Fetch it again."
 
 
 def check_kind(
@@ -112,6 +109,8 @@ def normalisation(
         settings = read_json(path) if path.is_file() else {}
         if path.name == PROCESSORS[0]:
             settings = settings.get("image_processor") or {}
+            if not isinstance(settings, dict):
+                raise UserError(f"{path} is damaged: image_processor is no object. {_ADVICE}")
         if settings:
             return _mean_and_std(settings, path)
     if usual is None:
@@ -124,10 +123,7 @@ def normalisation(
 
 def _mean_and_std(settings: dict[str, Any], path: Path) -> tuple[Channels, Channels]:
     values = [settings.get(name) for name in ("image_mean", "image_std")]
-    three = all(
-        isinstance(value, list) and len(value) == 3 and all(type(x) in (int, float) for x in value)
-        for value in values
-    )
+    three = not texts.fault(values, [(float, float, float)])
     factor = settings.get("rescale_factor") or 1 / 255
     scaled = type(factor) in (int, float) and abs(factor * 255 - 1) < 1e-3
     off = [name for name in ("do_rescale", "do_normalize") if settings.get(name) is False]
@@ -157,6 +153,11 @@ _CLIP_DEFAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+_TOWERS = {
+    f"{tower}_config{ending}?": dict | None for tower in _CLIP_DEFAULTS for ending in ("", "_dict")
+}
+
+
 def clip_tower(config: dict[str, Any], tower: str) -> dict[str, Any]:
     """The sizes of one tower in the config.json of a CLIPModel, with transformers' defaults.
 
@@ -179,6 +180,8 @@ def read_clip(folder: Path, source: str) -> dict[str, Any]:
     """
     config = read(folder, source)
     check_kind(config, source, (CLIP,), "the model of words")
+    if found := texts.fault(config, _TOWERS):
+        raise UserError(f"{folder / 'config.json'} is damaged: {found}. {_ADVICE}")
     for tower, defaults in _CLIP_DEFAULTS.items():
         first, whole = config.get(f"{tower}_config") or {}, clip_tower(config, tower)
         wrong = [name for name in defaults if first.get(name, whole[name]) != whole[name]]

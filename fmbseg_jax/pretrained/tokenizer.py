@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from fmbseg_jax import machine, texts
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.pretrained.config_json import read_json
 
@@ -44,6 +45,7 @@ class Tokenizer:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # damaged files: transformers and tokenizers raise many kinds
+            machine.let_through(error, folder)
             raise UserError(f"The tokenizer in {folder} cannot be loaded: {error}") from None
         self._vocabulary, self._length = vocabulary, length
         # The published config.json names 2 as the end, which no sentence has; the tokenizer knows.
@@ -129,6 +131,6 @@ def _files(folder: Path) -> tuple[dict[str, int], list[str]]:
     added = {token["content"]: int(i) for i, token in listed.items()}
     if (folder / FILES[5]).is_file():
         added |= read_json(folder / FILES[5])
-    lines = (folder / FILES[2]).read_text(encoding="utf-8").splitlines()
+    lines = texts.read(folder / FILES[2], "Fetch it again.").splitlines()
     merges = [line for line in lines if line.strip() and not line.startswith("#version")]
     return read_json(folder / FILES[1]) | added, merges
