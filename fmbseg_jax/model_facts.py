@@ -93,9 +93,7 @@ def _faults(model: Any) -> Iterator[str]:
             if type(value) is not int or value < 1
         )
     words = model.get("words")
-    if isinstance(words, list) and not (
-        texts.fault(words, [str]) == "" and all(map(_is_line, words))
-    ):
+    if isinstance(words, list) and (texts.fault(words, [str]) or not all(map(_is_line, words))):
         yield "'words' are not strings of one line"
     params = model.get("params", {"files": {}, "hash": ""})
     if not (

@@ -100,7 +100,7 @@ def run(main: Callable[[], None]) -> None:
         print("\nInterrupted. Run the same command to continue.", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        told = machine.sentence(error)
+        told = _shown(machine.sentence(error))
         if not told:
             raise
         sys.exit(f"\nerror: {told} Then run the same command to continue.")
