@@ -17,7 +17,7 @@ from fmbseg_jax import config as config_lib
 from fmbseg_jax import exported, logs, machine, texts, workfolder
 from fmbseg_jax.checkpoint import Checkpoints
 from fmbseg_jax.config_files import resolve
-from fmbseg_jax.data import benchmarks, files, images, label_maps, pipeline, tfrecord
+from fmbseg_jax.data import appending, benchmarks, files, images, label_maps, pipeline, tfrecord
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import weights
 from fmbseg_jax.vocabulary import parse_words, read_templates
@@ -173,7 +173,7 @@ def below_a_file(folder):
 
 def over_a_folder(folder):
     (folder / "a").mkdir()
-    files.append(folder / "a", b"data")
+    appending.append(folder / "a", b"data")
 
 
 def gone(folder):
