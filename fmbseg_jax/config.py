@@ -281,11 +281,11 @@ class Config(_Section):
     train: Train = _section(Train)
     eval: Eval = _section(Eval)
 
-    def validate(self) -> "Config":
-        """Returns self; raises UserError with every fault at once."""
+    def validate(self, name: str = "The config") -> "Config":
+        """Returns self; raises UserError with every fault at once, which calls it `name`."""
         faults = list(config_checks.faults(flatten(self)))
         if faults:
-            raise UserError("The config cannot be used:\n  " + "\n  ".join(faults))
+            raise UserError(f"{name} cannot be used:\n  " + "\n  ".join(faults))
         return self
 
 

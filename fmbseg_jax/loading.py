@@ -78,7 +78,8 @@ def _protocol(leaves: dict[str, Any], changes: Mapping[str, Any]) -> config_lib.
         )
     for name, value in changes.items():
         setattr(config.eval, name, _typed(name, value, ours.get(name, value)))
-    return config.validate().eval
+    name = "The export's config" + (", with your changes," if changes else "")
+    return config.validate(name).eval
 
 
 def _typed(name: str, value: Any, usual: Any) -> Any:

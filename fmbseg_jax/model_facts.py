@@ -7,9 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fmbseg_jax.config_checks import AT_MOST
 from fmbseg_jax.data.files import moved_aside
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models.aligner import KINDS
+from fmbseg_jax.vocabulary import IGNORE
+
+_LARGEST = 16_000_000  # bytes; with 65,535 words it has 2 million
+_SIZES = {
+    "output": 65_536, "mlp_ratio": AT_MOST["train.mlp_ratio"], "heads": AT_MOST["train.heads"],
+}  # fmt: skip
+"""The most that an aligner may ask for."""
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -48,8 +56,12 @@ def read_model(folder: str | Path) -> dict[str, Any]:
             "the Hugging Face hub, USER/NAME."
         )
     try:
-        model = json.loads(path.read_text())
-        faults = list(_faults(model))
+        size = path.stat().st_size
+        if size > _LARGEST:
+            faults = [f"it has {size:,} bytes, and {_LARGEST:,} at most"]
+        else:
+            model = json.loads(path.read_text())
+            faults = list(_faults(model))
     except (ValueError, RecursionError) as error:
         faults = [f"it is not JSON ({error})"]
     if faults:
@@ -81,13 +93,16 @@ def _faults(model: Any) -> Iterator[str]:
         numbers = {name: aligner.get(name) for name in ("output", "mlp_ratio", "heads")}
         if aligner.keys() != {"kind", *numbers} or aligner["kind"] not in KINDS:
             yield f"'aligner' is not a kind ({', '.join(KINDS)}) with its sizes"
-        yield from (
-            f"aligner.{name} is no positive number"
-            for name, value in numbers.items()
-            if type(value) is not int or value < 1
-        )
-    if not all(isinstance(word, str) for word in model.get("words") or ()):
+        for name, value in numbers.items():
+            if type(value) is not int or value < 1:
+                yield f"aligner.{name} is no positive number"
+            elif value > _SIZES[name]:
+                yield f"aligner.{name} is {value}; it is at most {_SIZES[name]}"
+    words = model.get("words") or ()
+    if not all(isinstance(word, str) for word in words):
         yield "'words' are not strings"
+    if len(words) > IGNORE:
+        yield f"'words' are {len(words)}; label maps have room for {IGNORE}"
     params = model.get("params", {"files": {}, "hash": ""})
     if not (
         isinstance(params, dict) and isinstance(params.get("files"), dict) and "hash" in params

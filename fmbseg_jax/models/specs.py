@@ -39,6 +39,13 @@ class VisionSpec:
     output: int = 0
     """D, CLIP's projection."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where these are no sizes of a vision tower."""
+        _check_range("the patch", self.patch, 1, 1024)
+        _check_range("the grid of patches", self.grid, 1, 4096)
+        _check_range("the number of registers", self.registers, 0, 1024)
+        _check_range("the width of the projection", self.output, 0, 65_536)
+
 
 @dataclasses.dataclass(frozen=True)
 class TextSpec:
@@ -52,6 +59,18 @@ class TextSpec:
     """D, width of the space shared with images."""
     end: int
     """Id of the end-of-text token, whose state stands for the sentence."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where these are no sizes of a text tower."""
+        _check_range("the vocabulary", self.vocabulary, 1, 10_000_000)
+        _check_range("the length of a sentence", self.length, 1, 65_536)
+        _check_range("the width of the projection", self.output, 1, 65_536)
+
+
+def _check_range(name: str, value: Any, least: int, most: int) -> None:
+    """A config.json may be another person's: beyond these, memory has no bound."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name} is {value!r}, not a whole number from {least} to {most}")
 
 
 def dinov2(config: dict[str, Any]) -> VisionSpec:
