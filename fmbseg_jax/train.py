@@ -41,7 +41,8 @@ def train(config: Config, workdir: Path) -> None:
     """Trains the aligner on WORKDIR/features and exports it to WORKDIR/export."""
     mesh = sharding.data_mesh()
     online = config.train.features == "online"
-    data = open_online(config, workdir) if online else open_cached(workdir)
+    threads = config.features.threads
+    data = open_online(config, workdir) if online else open_cached(workdir, threads)
     text = text_features(config.models.clip)
     check_window(config, data.metadata["vision"]["source"])
     template = data.metadata["config"].get("label.template", config.label.template)
@@ -54,7 +55,7 @@ def train(config: Config, workdir: Path) -> None:
         epochs=config.train.epochs,
         multiple=mesh.size,
         process=(jax.process_index(), jax.process_count()),
-        threads=config.features.threads,
+        threads=threads,
     )
     described: dict[str, Any] = {
         "kind": config.train.aligner, "output": text.width,

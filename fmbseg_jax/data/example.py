@@ -95,10 +95,9 @@ def quantise(features: PatchFeatures) -> Int8PatchFeatures:
 
 def restore(features: Int8PatchFeatures) -> PatchFeatures:
     """The inverse of `quantise`, but for its rounding."""
-    patches = features.patches * features.scale[:, None]
-    return PatchFeatures(
-        patches.astype(np.float16), features.labels, features.grid, features.filename
-    )
+    with np.errstate(over="ignore", invalid="ignore"):  # a scale of others: see `is_finite`
+        patches = (features.patches * features.scale[:, None]).astype(np.float16)
+    return PatchFeatures(patches, features.labels, features.grid, features.filename)
 
 
 @functools.cache
@@ -258,8 +257,18 @@ def write_metadata(
 
 
 def kept_as(folder: epath.PathLike) -> str:
-    """What the patches of a finished dataset of features are kept as: "float16" or "int8"."""
-    return records.dtype_of(folder, "patches").name
+    """What the patches of a finished dataset of features are kept as: "float16" or "int8".
+
+    Raises:
+      UserError: they are kept as something else.
+    """
+    name = records.dtype_of(folder, "patches").name
+    if name not in ("float16", "int8"):
+        raise UserError(
+            f"The patches in {folder} are {name}, by its features.json; they are kept as float16 "
+            "or int8 (docs/data.md)."
+        )
+    return name
 
 
 def dataset_name(kind: type) -> str:

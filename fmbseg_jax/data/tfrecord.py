@@ -146,10 +146,7 @@ class RecordSource(Sequence[bytes]):
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        shard = bisect.bisect_right(self._ends, index)
-        record = index - (self._ends[shard - 1] if shard else 0)
+        shard, record = self._find(index)
         start, end = self._offsets[shard][record : record + 2]
         with self.paths[shard].open("rb") as file:
             file.seek(int(start))
@@ -158,6 +155,18 @@ class RecordSource(Sequence[bytes]):
         if len(raw) != end - start or _FOOTER.unpack(raw[-_FOOTER.size :])[0] != _masked_crc(data):
             raise RecordError(_damage(self.paths[shard], record, "its data does not match its CRC"))
         return data
+
+    def place(self, index: int) -> str:
+        """Where a record is, for messages: "record 3 of features/...-00000-of-00002"."""
+        shard, record = self._find(index)
+        return f"record {record} of {self.paths[shard]}"
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """Number of the shard, and of the record in it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        shard = bisect.bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard - 1] if shard else 0)
 
     def __repr__(self) -> str:  # grain puts it into the iterator's state: no addresses, no paths
         return f"RecordSource({len(self)} records in {len(self.paths)} shards)"
