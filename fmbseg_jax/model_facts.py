@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from fmbseg_jax.config_checks import AT_MOST
 from fmbseg_jax.data.files import moved_aside
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.hub import COMMIT
 from fmbseg_jax.models.aligner import KINDS
 from fmbseg_jax.vocabulary import IGNORE
 
@@ -88,6 +90,8 @@ def _faults(model: Any) -> Iterator[str]:
             for part in ("source", "hash"):
                 if not isinstance(model[name].get(part), str):
                     yield f"{name}.{part} is no string"
+            if not re.fullmatch(f"({COMMIT})?", str(model[name].get("revision", ""))):
+                yield f"{name}.revision is no commit"
     aligner = model.get("aligner")
     if isinstance(aligner, dict):
         numbers = {name: aligner.get(name) for name in ("output", "mlp_ratio", "heads")}

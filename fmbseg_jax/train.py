@@ -133,12 +133,13 @@ def describe(
     config: Config, data: TrainingData, aligner: dict[str, Any], steps: int
 ) -> dict[str, Any]:
     """What model.json of the export holds."""
-    clip, vision = resolve(config.models.clip), data.metadata["vision"]
+    known = "source", "hash", "revision"
+    vision = {name: value for name, value in data.metadata["vision"].items() if name in known}
     templates = {"eval.template": "\n".join(read_templates(config.eval.template))}
     return {
         "aligner": aligner,
-        "vision": {"source": resolve(vision["source"]), "hash": vision["hash"]},
-        "clip": {"source": clip, "hash": identity.content_hash(clip)},
+        "vision": vision | {"source": resolve(vision["source"])},
+        "clip": identity.describe(resolve(config.models.clip)),
         "words": data.metadata["words"],
         "images": data.count,
         "steps": steps,

@@ -38,7 +38,7 @@ class TrainingData:
     digest: str
     """Differs between data that differ."""
     metadata: dict[str, Any]
-    """words, vision (source and hash), and the config that made them."""
+    """words, vision (source, hash, perhaps revision), and the config that made them."""
     encoder: PatchEncoder | None = None
     """The frozen encoder that has to run in every step."""
 
@@ -114,7 +114,7 @@ def open_online(config: Config, workdir: Path) -> TrainingData:
     check_labelled(len(records), read, options.threads, workdir / "pseudo_labels")
     used = "data.deep", "features.size", "features.compute"
     ours = {name: value for name, value in flatten(config).items() if name in used}
-    vision = {"source": source, "hash": identity.content_hash(source)}
+    vision = identity.describe(source)
     metadata = {
         "words": made["words"],
         "vision": vision,
