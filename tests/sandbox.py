@@ -235,7 +235,7 @@ def _pip(arguments: list[str]) -> str:
         argument = arguments.pop(0)
         if argument == "-r":
             assert (ROOT / arguments.pop(0)).is_file()
-        elif argument not in ("-q", "-e"):
+        elif argument not in ("-q", "-e", "--no-deps", "--require-hashes"):
             wanted = Requirement(re.sub(r"^\.", project["name"], argument))
             if wanted.name == project["name"]:
                 known = project["optional-dependencies"].keys()
