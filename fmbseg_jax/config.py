@@ -64,7 +64,8 @@ class Data(_Section):
 
 @dataclasses.dataclass
 class Models(_Section):
-    """The frozen foundation models: folders in published layout, or Hugging Face hub ids."""
+    """The frozen foundation models: folders in published layout, or Hugging Face hub ids, which may
+    name a commit, tag or branch: facebook/dinov2-large@REVISION."""
 
     clip: str = "openai/clip-vit-large-patch14"
     """CLIP: labels (stage 1), and the text features of training and inference."""

@@ -24,7 +24,8 @@ def load(
     """Loads an exported aligner.
 
     Args:
-      path: the export/ folder of a work folder, or the id of one on the Hugging Face hub.
+      path: the export/ folder of a work folder, or the id of one on the Hugging Face hub, perhaps
+        with a commit, tag or branch: "USER/NAME@REVISION".
       protocol: sizes, windows and templates; None takes those of the training's config, with
         antialiasing where images shrink; a dict, these with changes: `{"batch_size": 64}`.
       vision, clip: where the encoders are now, a folder or hub id each; "" where they were at

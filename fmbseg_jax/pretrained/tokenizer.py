@@ -42,7 +42,7 @@ class Tokenizer:
         from transformers import AutoTokenizer  # a second, which programs without words save
 
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # damaged files: transformers and tokenizers raise many kinds
             raise UserError(f"The tokenizer in {folder} cannot be loaded: {error}") from None
         self._vocabulary, self._length = vocabulary, length
