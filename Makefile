@@ -1,5 +1,6 @@
 # make demo    the whole job on the toy world, offline: label, features, train, evaluate, segment
 # make test    lint, types and all tests
+# make lock    requirements.lock: the newest versions within the ranges, with their hashes
 # make pictures  the pictures of README and docs, after make demo
 #
 # Both make .venv first. PYTHON chooses the interpreter (3.11 or newer), WORK where results go.
@@ -66,6 +67,12 @@ browser:
 			&& { apt-get install -qq -y chromium || { apt-get update -qq && apt-get install -qq -y chromium; }; } > /dev/null 2>&1; } \
 		|| echo "No chromium or google-chrome: the tests of the web page in a browser will be skipped."
 
+# For all systems and Pythons; hashes are those of PyPI's files.
+lock: .venv/demo
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile requirements.txt --universal --python-version 3.11 --generate-hashes \
+		--no-header --upgrade --quiet --output-file requirements.lock
+
 # The pictures of README and docs, from what `make demo` has left.
 pictures: .venv/test browser
 	@$(RUN) docs/pictures.py --work=$(WORK) --data=$(DATA)
@@ -73,4 +80,4 @@ pictures: .venv/test browser
 clean:
 	rm -rf $(WORK) $(DATA)
 
-.PHONY: demo test browser pictures clean
+.PHONY: demo test browser lock pictures clean

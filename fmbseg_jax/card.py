@@ -11,7 +11,7 @@ def model_card(model: dict[str, Any]) -> str:
     """Markdown, with the header that the Hugging Face hub reads."""
     words = ", ".join(model["words"][:60]) + (", ..." if len(model["words"]) > 60 else "")
     encoders = [model[name]["source"] for name in ("vision", "clip")]
-    published = "".join(f"\n- {source}" for source in encoders if hub.is_id(source))
+    published = "".join(f"\n- {hub.split(one)[0]}" for one in encoders if hub.is_id(one))
     base = f"base_model:{published}\n" if published else ""
     if model["config"].get("data.annotations"):
         labels = "It learnt from labels that people gave."
@@ -42,8 +42,8 @@ segmented by any words.
 
 | | |
 |---|---|
-| vision encoder | {model["vision"]["source"]} (weights {model["vision"]["hash"]}) |
-| text encoder | {model["clip"]["source"]} (weights {model["clip"]["hash"]}) |
+| vision encoder | {_encoder(model["vision"])} |
+| text encoder | {_encoder(model["clip"])} |
 | aligner | {model["aligner"]["kind"]} |
 | loss | {model["config"]["train.loss"]}, temperature {model["config"]["train.temperature"]} |
 | trained on | {model["images"]} images, {model["steps"]} steps, {len(model["words"])} words |
@@ -54,3 +54,8 @@ segmented by any words.
 {labels}
 model.json has the whole config.
 """
+
+
+def _encoder(facts: dict[str, str]) -> str:
+    commit = f", commit {facts['revision']}" if "revision" in facts else ""
+    return f"{facts['source']}{commit} (weights {facts['hash']})"

@@ -64,7 +64,8 @@ class Data(_Section):
 
 @dataclasses.dataclass
 class Models(_Section):
-    """The frozen foundation models: folders in published layout, or Hugging Face hub ids."""
+    """The frozen foundation models: folders in published layout, or Hugging Face hub ids, which may
+    name a commit, tag or branch: facebook/dinov2-large@REVISION."""
 
     clip: str = "openai/clip-vit-large-patch14"
     """CLIP: labels (stage 1), and the text features of training and inference."""
@@ -281,11 +282,11 @@ class Config(_Section):
     train: Train = _section(Train)
     eval: Eval = _section(Eval)
 
-    def validate(self) -> "Config":
-        """Returns self; raises UserError with every fault at once."""
+    def validate(self, name: str = "The config") -> "Config":
+        """Returns self; raises UserError with every fault at once, which calls it `name`."""
         faults = list(config_checks.faults(flatten(self)))
         if faults:
-            raise UserError("The config cannot be used:\n  " + "\n  ".join(faults))
+            raise UserError(f"{name} cannot be used:\n  " + "\n  ".join(faults))
         return self
 
 

@@ -7,12 +7,14 @@ Reads the aligner at EXPORT (the export/ folder of a work folder, or an id of th
 Writes, into --out (a copy of the export), or else into EXPORT itself, all at once or nothing,
 
     aligner.safetensors       the aligner's weights, named and laid out for PyTorch
+    aligner.json              its sizes and encoders
     similarities.stablehlo    images → similarities with the words, by jax.export, weights included;
                               runs with jax alone on a CPU, an NVIDIA GPU or a TPU
     similarities.json         what goes into it and what comes out
 
 and with --push uploads the whole folder to the Hugging Face hub, from where `fmbseg_jax.load` reads
-it by its name. docs/export.md shows how each is used.
+it by its name. Each JSON has the SHA-256 of the file that it describes. docs/export.md shows how
+they are used.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from fmbseg_jax.loading import load
 from fmbseg_jax.models import weights
 from fmbseg_jax.segmenter import Segmenter
 
-_ARTIFACTS = "aligner.safetensors", "similarities.stablehlo", "similarities.json"
+_ARTIFACTS = "aligner.safetensors", "aligner.json", "similarities.stablehlo", "similarities.json"
 
 
 def write_stablehlo(
@@ -63,12 +65,13 @@ def write_stablehlo(
 
 
 def write_safetensors(out: Path, segmenter: Segmenter, model: dict[str, Any]) -> None:
-    """Writes aligner.safetensors, with the aligner's sizes and encoders as its metadata."""
-    facts = {name: str(value) for name, value in model["aligner"].items()}
-    facts |= {name: json.dumps(model[name]) for name in ("vision", "clip")}
-    weights.write_pytorch(
-        out / "aligner.safetensors", segmenter.dense.params["aligner"], {"format": "pt", **facts}
+    """Writes aligner.safetensors and .json, with the aligner's sizes and encoders in both."""
+    facts = {**model["aligner"], **{name: model[name] for name in ("vision", "clip")}}
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+    digest = weights.write_pytorch(
+        out / "aligner.safetensors", segmenter.dense.params["aligner"], {"format": "pt", **texts}
     )
+    write_json(out / "aligner.json", {**facts, "sha256": digest})
 
 
 def _size(argument: list[str], window: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import fnmatch
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ def load_export(folder: str | Path, template: Any) -> Any:
         with without_patterns(folder) as path:
             advice = "Give the export of an aligner of this config."
             check_shapes(path / "params", template, advice, shown=folder / "params")
+            _check_room(path / "params", shown=folder / "params")
             with _checkpointer() as checkpointer:
                 params = checkpointer.restore(path / "params", template)
     except UserError:
@@ -116,6 +118,29 @@ def load_export(folder: str | Path, template: Any) -> Any:
     if known and digest(params) != known["hash"]:
         raise damaged
     return params
+
+
+def _check_room(folder: Path, shown: Path) -> None:
+    """Raises UserError where arrays would take far more memory than their files have bytes.
+
+    Arrays without files would be read as zeros, and chunks are unpacked whole.
+    """
+    needed = sum(
+        np.dtype(leaf.dtype).itemsize
+        * max(math.prod(shape) for shape in (leaf.shape, leaf.storage.chunk_shape) if shape)
+        for leaf in jax.tree.leaves(_saved(folder))
+    )
+    there = sum(sizes(folder).values())
+    if needed > max(_PACKED * there, _ALWAYS):
+        raise UserError(
+            f"The parameters in {shown} would take {needed:,} bytes of memory, and their files "
+            f"have {there:,}: they are damaged, or made to fill this machine."
+        )
+
+
+_PACKED, _ALWAYS = 20, 1 << 26
+"""How many times smaller than in memory parameters are on disk at most, where that matters: numbers
+that were learnt hardly pack."""
 
 
 def digest(params: Any) -> str:
@@ -151,14 +176,12 @@ def check_shapes(folder: Path, template: Any, advice: str, shown: Path) -> None:
     Args:
       shown: what the message calls the folder.
     """
-    with _checkpointer() as checkpointer:
-        saved = checkpointer.metadata(folder).item_metadata
     there, here = (
         {
             jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
-        for tree in (saved.tree if hasattr(saved, "tree") else saved, template)
+        for tree in (_saved(folder), template)
     )
     if not there:
         raise ValueError("it holds no parameters that can be read")
@@ -174,3 +197,10 @@ def check_shapes(folder: Path, template: Any, advice: str, shown: Path) -> None:
             f"{shown} is of another architecture:\n  " + "\n  ".join(differing[:8]) + more
             + f"\n{advice}"
         )  # fmt: skip
+
+
+def _saved(folder: Path) -> Any:
+    """Shapes, dtypes and chunks of saved arrays, as a tree; none of them is read."""
+    with _checkpointer() as checkpointer:
+        saved = checkpointer.metadata(folder).item_metadata
+    return saved.tree if hasattr(saved, "tree") else saved

@@ -44,8 +44,7 @@ def write_features(config: Config, workdir: epath.Path) -> None:
     inputs = open_records(source).paths
     folder = workdir / "features"
     before = _made_from(_record(folder, 0)).get("vision", "")
-    model = config.models.vision
-    vision = {"source": model, "hash": identity.content_hash(model, before)}
+    vision = identity.describe(config.models.vision, before)
     options = config.features
     made_by = {
         "vision": vision["hash"],

@@ -1,12 +1,14 @@
 """Published models: a folder here, or files of the Hugging Face hub, fetched once.
 
 What is in the hub's cache is taken from there without a request, whoever has put it there, as long
-as all that we want is there; else the rest is fetched.
+as all that we want is there; else the rest is fetched. `USER/NAME` is what the hub holds by that
+name, `USER/NAME@REVISION` one state of it: a commit's hash, a tag, a branch or a pull request.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -40,7 +42,8 @@ def locate(source: str) -> Path:
         raise UserError(f"{source} is a file. Give the folder that the model's files are in.")
     if not is_id(source):
         raise UserError(
-            f"No model at {source}: give a folder, or a hub id such as facebook/dinov2-base."
+            f"No model at {source}: give a folder, or a hub id such as facebook/dinov2-base, or "
+            "facebook/dinov2-base@REVISION for a commit, tag or branch of it."
         )
     return fetch(
         source,
@@ -52,19 +55,38 @@ def locate(source: str) -> Path:
 
 
 def is_id(source: str) -> bool:
-    """Whether this may be the name of a repository on the hub: `facebook/dinov2-base`.
+    """Whether this may be a repository on the hub, `facebook/dinov2-base`, with or without @.
 
     Not what is plainly a file or an export, `checkpoints/sam.pth`, `work/export`: where that is
     missing, the hub is not asked.
     """
-    path = Path(source)
-    named = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None and ".." not in source
+    path = Path(split(source)[0])
+    named = _ID.fullmatch(source) is not None and ".." not in source
     return named and path.suffix.lower() not in _NO_ID and path.name != "export"
+
+
+_ID = re.compile(r"([\w-][\w.-]*/[\w.-]+)(?:@(\w[\w./-]*))?")
+
+
+def split(source: str) -> tuple[str, str | None]:
+    """The name of a repository, and the revision behind its @; None where there is none."""
+    match = _ID.fullmatch(source)
+    return (match[1], match[2]) if match else (source, None)
+
+
+def commit(folder: Path) -> str:
+    """The commit whose files a folder of the hub's cache holds; "" of any other folder."""
+    is_snapshot = folder.parent.name == "snapshots" and re.fullmatch(COMMIT, folder.name)
+    return folder.name if is_snapshot else ""
+
+
+COMMIT = r"[0-9a-f]{40}"
+"""Pattern of a commit's hash."""
 
 
 def check_id(source: str) -> None:
     """Raises UserError where this cannot be the name of a repository."""
-    if not is_id(source):
+    if not is_id(source) or split(source)[1]:
         raise UserError(f"A repository on the hub is USER/NAME; got {source!r}.")
 
 
@@ -89,11 +111,13 @@ def fetch(
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    part = ""
+    (name, revision), part = split(source), ""
     try:
         # Without the network the hub's client would retry for half a minute, so the cache comes
         # first; only `check` knows whether it is whole, for another program may have filled it.
-        found = snapshot_download(source, local_files_only=True, allow_patterns=list(patterns))
+        found = snapshot_download(
+            name, revision=revision, local_files_only=True, allow_patterns=list(patterns)
+        )
         check(Path(found))
         return Path(found)
     except UserError as error:
@@ -103,8 +127,8 @@ def fetch(
     # Also where this is called as a function, whose output may be a table.
     print(f"Fetching {source} from the Hugging Face hub ...", file=sys.stderr)
     try:
-        wanted = choose(HfApi().list_repo_files(source))
-        folder = Path(snapshot_download(source, allow_patterns=list(wanted)))
+        wanted = choose(HfApi().list_repo_files(name, revision=revision))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(wanted)))
     except UserError:
         raise
     except Exception as error:  # offline, unknown id, no access: the hub client has many kinds
@@ -115,15 +139,27 @@ def fetch(
 
 
 def _advice(source: str, error: Exception, shown: Sequence[str]) -> str:
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
+    repository, revision = split(source)
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     unknown = isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError)
     if isinstance(error, GatedRepoError) or (status in (401, 403) and not unknown):
         return (
             f"{source} is given only to those who have accepted its licence ({_reason(error)}). "
-            f"Accept it on https://huggingface.co/{source}, run `hf auth login` with a token of "
-            "the same account, and start again."
+            f"Accept it on https://huggingface.co/{repository}, run `hf auth login` with a token "
+            "of the same account, and start again."
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return (
+            f"{repository} has no revision {revision!r} on the Hugging Face hub. Give a whole "
+            "commit hash, a tag or a branch, which "
+            f"https://huggingface.co/{repository}/commits/main lists, or {repository} alone."
         )
     if unknown:
         return (
@@ -131,7 +167,8 @@ def _advice(source: str, error: Exception, shown: Sequence[str]) -> str:
             f"({_reason(error)}). Check its spelling; if it is private, run `hf auth login`."
         )
     include = "".join(f" --include '{pattern}'" for pattern in shown)
-    name = Path(source).name
+    name = Path(repository).name
+    at = f" --revision {revision}" if revision else ""
     bin_too = (
         "\n(with --include 'pytorch_model*.bin' for the last, where it has no safetensors)"
         if "model*.safetensors" in shown
@@ -140,7 +177,7 @@ def _advice(source: str, error: Exception, shown: Sequence[str]) -> str:
     return (
         f"{source} is neither a folder here nor to be had from the Hugging Face hub "
         f"({_reason(error)}). On a machine with a connection run\n"
-        f"    hf download {source} --local-dir {name}{include}{bin_too}\n"
+        f"    hf download {repository}{at} --local-dir {name}{include}{bin_too}\n"
         f"copy the folder {name} to this machine, and give its path in the place of the id."
     )
 
@@ -213,14 +250,13 @@ def _model_files(source: str, names: Sequence[str]) -> list[str]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
+    fetched = functools.partial(hf_hub_download, split(source)[0], revision=split(source)[1])
     if "config.json" in names:  # the kind is known before gigabytes are fetched
-        config_json.check_kind(
-            config_json.read_json(Path(hf_hub_download(source, "config.json"))), source
-        )
+        config_json.check_kind(config_json.read_json(Path(fetched("config.json"))), source)
     if not {*config_json.PROCESSORS} & {*names}:
         for name in config_json.PROCESSORS:  # the cache remembers that they are not there
             with contextlib.suppress(EntryNotFoundError):
-                hf_hub_download(source, name)
+                fetched(name)
     for weights in _WEIGHTS:
         stem, ending = weights.split(".")
         part = re.compile(rf"{stem}(-\d+-of-\d+)?\.{ending}(\.index\.json)?")
@@ -241,7 +277,11 @@ def _check_model(source: str, folder: Path) -> None:
     weight_files(folder)
     if kind == config_json.CLIP:
         tokenizer.check(folder)
-    processors = [try_to_load_from_cache(source, name) for name in config_json.PROCESSORS]
+    repository, revision = split(source)
+    processors = [
+        try_to_load_from_cache(repository, name, revision=revision)
+        for name in config_json.PROCESSORS
+    ]
     known = any(isinstance(path, str) for path in processors)
     if kind != config_json.SAM and not known and set(processors) != {_CACHED_NO_EXIST}:
         raise UserError(f"{folder} lacks {' or '.join(config_json.PROCESSORS)}.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fmbseg_jax import config as config_lib
-from fmbseg_jax import exported, sharding
+from fmbseg_jax import exported, hub, sharding
 from fmbseg_jax.dense import Aligned, ClipPatches
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import identity
@@ -24,7 +24,8 @@ def load(
     """Loads an exported aligner.
 
     Args:
-      path: the export/ folder of a work folder, or the id of one on the Hugging Face hub.
+      path: the export/ folder of a work folder, or the id of one on the Hugging Face hub, perhaps
+        with a commit, tag or branch: "USER/NAME@REVISION".
       protocol: sizes, windows and templates; None takes those of the training's config, with
         antialiasing where images shrink; a dict, these with changes: `{"batch_size": 64}`.
       vision, clip: where the encoders are now, a folder or hub id each; "" where they were at
@@ -97,7 +98,8 @@ def _protocol(leaves: dict[str, Any], changes: Mapping[str, Any]) -> config_lib.
         )
     for name, value in changes.items():
         setattr(config.eval, name, _typed(name, value, ours.get(name, value)))
-    return config.validate().eval
+    name = "The export's config" + (", with your changes," if changes else "")
+    return config.validate(name).eval
 
 
 def _typed(name: str, value: Any, usual: Any) -> Any:
@@ -109,10 +111,13 @@ def _typed(name: str, value: Any, usual: Any) -> Any:
     )
 
 
-def _same_weights(model: dict[str, Any], name: str, source: str) -> str:
-    """Where the encoder "vision" or "clip" is; raises UserError where it is not, or is another."""
+def _same_weights(model: dict[str, Any], name: str, given: str) -> str:
+    """Where the encoder "vision" or "clip" is; raises UserError where it is not, or is another.
+
+    Where the hub has another one by now under its name, it is the commit that was recorded.
+    """
     trained = model[name]
-    source = source or trained["source"]
+    source = given or trained["source"]
     try:
         found = identity.content_hash(source, trained["hash"])
     except UserError as error:
@@ -121,6 +126,9 @@ def _same_weights(model: dict[str, Any], name: str, source: str) -> str:
             f"Give the place where it is now: --{name}=FOLDER (in Python {name}=...).\n{error}"
         ) from None
     if found != trained["hash"]:
+        at_commit = f"{source}@{trained.get('revision')}"
+        if not given and trained.get("revision") and hub.is_id(at_commit):
+            return _same_weights(model, name, at_commit)
         raise UserError(
             f"The {name} encoder at {source} has other values (weights, sizes, normalisation, "
             f"tokenizer) than the one that the aligner was trained with (hash {found}, then "

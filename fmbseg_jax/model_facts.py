@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fmbseg_jax import texts
+from fmbseg_jax.config_checks import AT_MOST
 from fmbseg_jax.data.replacing import moved_aside
 from fmbseg_jax.data.spelling import printable
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.hub import COMMIT
 from fmbseg_jax.models.aligner import KINDS
+from fmbseg_jax.vocabulary import IGNORE
+
+_LARGEST = 16_000_000  # bytes; with 65,535 words it has 2 million
+_SIZES = {
+    "output": 65_536, "mlp_ratio": AT_MOST["train.mlp_ratio"], "heads": AT_MOST["train.heads"],
+}  # fmt: skip
+"""The most that an aligner may ask for."""
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -49,8 +59,12 @@ def read_model(folder: str | Path) -> dict[str, Any]:
             "the Hugging Face hub, USER/NAME."
         )
     try:
-        model = texts.parse(path.read_bytes(), object)
-        faults = list(_faults(model))
+        size = path.stat().st_size
+        if size > _LARGEST:
+            faults = [f"it has {size:,} bytes, and {_LARGEST:,} at most"]
+        else:
+            model = texts.parse(path.read_bytes(), object)
+            faults = list(_faults(model))
     except ValueError as error:
         faults = [str(error)]
     if faults:
@@ -82,19 +96,23 @@ def _faults(model: Any) -> Iterator[str]:
             for part in ("source", "hash"):
                 if not _is_line(model[name].get(part)):
                     yield f"{name}.{part} is no string of one line"
+            if not re.fullmatch(f"({COMMIT})?", str(model[name].get("revision", ""))):
+                yield f"{name}.revision is no commit"
     aligner = model.get("aligner")
     if isinstance(aligner, dict):
         numbers = {name: aligner.get(name) for name in ("output", "mlp_ratio", "heads")}
         if aligner.keys() != {"kind", *numbers} or aligner["kind"] not in KINDS:
             yield f"'aligner' is not a kind ({', '.join(KINDS)}) with its sizes"
-        yield from (
-            f"aligner.{name} is no positive number"
-            for name, value in numbers.items()
-            if type(value) is not int or value < 1
-        )
+        for name, value in numbers.items():
+            if type(value) is not int or value < 1:
+                yield f"aligner.{name} is no positive number"
+            elif value > _SIZES[name]:
+                yield f"aligner.{name} is {value}; it is at most {_SIZES[name]}"
     words = model.get("words")
     if isinstance(words, list) and (texts.fault(words, [str]) or not all(map(_is_line, words))):
         yield "'words' are not strings of one line"
+    elif isinstance(words, list) and len(words) > IGNORE:
+        yield f"'words' are {len(words)}; label maps have room for {IGNORE}"
     params = model.get("params", {"files": {}, "hash": ""})
     if not (
         isinstance(params, dict) and isinstance(params.get("files"), dict) and "hash" in params

@@ -42,7 +42,7 @@ def define_config(workdir_required: bool = True) -> tuple[flags.FlagHolder, flag
 
 def define_model() -> None:
     """Defines --model=EXPORT, and where its encoders are."""
-    flags.DEFINE_string("model", "", "Exported aligner: an export/ folder, or an id of the hub.")
+    flags.DEFINE_string("model", "", "Exported aligner: an export/ folder, or a hub id[@REVISION].")
     flags.DEFINE_string("vision", "", "Where its vision encoder is now, if that has moved.")
     flags.DEFINE_string("clip", "", "Where its CLIP is now, if that has moved.")
 

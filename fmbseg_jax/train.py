@@ -42,7 +42,8 @@ def train(config: Config, workdir: Path) -> None:
     """Trains the aligner on WORKDIR/features and exports it to WORKDIR/export."""
     mesh = sharding.data_mesh()
     online = config.train.features == "online"
-    data = open_online(config, workdir) if online else open_cached(workdir)
+    threads = config.features.threads
+    data = open_online(config, workdir) if online else open_cached(workdir, threads)
     text = text_features(config.models.clip)
     check_window(config, data.metadata["vision"]["source"])
     template = data.metadata["config"].get("label.template", config.label.template)
@@ -55,7 +56,7 @@ def train(config: Config, workdir: Path) -> None:
         epochs=config.train.epochs,
         multiple=mesh.size,
         process=(jax.process_index(), jax.process_count()),
-        threads=config.features.threads,
+        threads=threads,
     )
     described: dict[str, Any] = {
         "kind": config.train.aligner, "output": text.width,
@@ -133,12 +134,13 @@ def describe(
     config: Config, data: TrainingData, aligner: dict[str, Any], steps: int
 ) -> dict[str, Any]:
     """What model.json of the export holds."""
-    clip, vision = resolve(config.models.clip), data.metadata["vision"]
+    known = "source", "hash", "revision"
+    vision = {name: value for name, value in data.metadata["vision"].items() if name in known}
     templates = {"eval.template": "\n".join(read_templates(config.eval.template))}
     return {
         "aligner": aligner,
-        "vision": {"source": resolve(vision["source"]), "hash": vision["hash"]},
-        "clip": {"source": clip, "hash": identity.content_hash(clip)},
+        "vision": vision | {"source": resolve(vision["source"])},
+        "clip": identity.describe(resolve(config.models.clip)),
         "words": data.metadata["words"],
         "images": data.count,
         "steps": steps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,28 +37,57 @@ class TrainingData:
     digest: str
     """Differs between data that differ."""
     metadata: dict[str, Any]
-    """words, vision (source and hash), and the config that made them."""
+    """words, vision (source, hash, perhaps revision), and the config that made them."""
     encoder: PatchEncoder | None = None
     """The frozen encoder that has to run in every step."""
 
 
-def open_cached(workdir: Path) -> TrainingData:
-    """WORKDIR/features, whatever encoder and program they come from."""
+def open_cached(workdir: Path, threads: int = 1) -> TrainingData:
+    """WORKDIR/features, whatever encoder and program they come from.
+
+    Args:
+      threads: records read at once.
+
+    Raises:
+      UserError: no image has a labelled patch, or the first ones are damaged.
+    """
     records, metadata = _open(workdir / "features")
     dtype, num_words = kept_as(workdir / "features"), len(metadata["words"])
 
     def read(i: int) -> Example:
         features = read_patch_features(records, i, dtype, num_words)
+        place = f"{features.filename} ({records.place(i)})"
         if not is_finite(features.patches):
             raise UserError(
-                f"The features of {features.filename} in {workdir / 'features'} hold NaN, or "
-                "numbers beyond 65504, where float16 ends. Make them again by an encoder that "
-                "gives none, or set train.features to online, which keeps no features."
+                f"The features of {place} are not finite: they hold NaN, or numbers beyond 65504, "
+                "where float16 ends. Make them again by an encoder that gives none, or set "
+                "train.features to online, which keeps no features."
             )
         return {"patches": features.patches, "labels": features.labels.astype("int32")}
 
+    check_labelled(len(records), read, threads, workdir / "features")
     width = read(0)["patches"].shape[1]
     return TrainingData(len(records), read, width, records.digest, metadata)
+
+
+def check_labelled(count: int, read: Callable[[int], Example], threads: int, folder: Path) -> None:
+    """Raises UserError where no patch of any example has a word; reads until one has.
+
+    Such a training would move nothing, and export the random numbers that it began with.
+    """
+
+    def labelled(i: int) -> bool:
+        return bool((read(i)["labels"] != IGNORE).any())
+
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, count, threads):
+            if any(pool.map(labelled, range(start, min(start + threads, count)))):
+                return
+    raise UserError(
+        f"No patch of the {count} images in {folder} has a label: there is nothing to learn from. "
+        "Labels are indices into the words; 65535 is no label. See the summary of the labelling: "
+        "which words it found, and in how many images."
+    )
 
 
 def open_online(config: Config, workdir: Path) -> TrainingData:
@@ -75,9 +105,10 @@ def open_online(config: Config, workdir: Path) -> TrainingData:
             prepared = encoder.prepare(record, len(made["words"]), config.data.reading)
         return {**prepared, "labels": prepared["labels"].astype("int32")}
 
+    check_labelled(len(records), read, options.threads, workdir / "pseudo_labels")
     used = "data.deep", "features.size", "features.compute"
     ours = {name: value for name, value in flatten(config).items() if name in used}
-    vision = {"source": source, "hash": identity.content_hash(source)}
+    vision = identity.describe(source)
     metadata = {
         "words": made["words"],
         "vision": vision,

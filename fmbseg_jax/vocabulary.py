@@ -18,6 +18,8 @@ IGNORE = 65535
 
 TEMPLATE = "a photo of a {}."
 """The one standard template of the paper (section 4.1)."""
+MOST_TEMPLATES = 1000
+"""Templates whose features of a word are averaged; the usual lists have up to 80."""
 
 
 def check_words(words: Iterable[str], source: str = "the word list") -> tuple[str, ...]:
@@ -111,10 +113,20 @@ def parse_words(argument: str) -> tuple[str, ...]:
 
 
 def read_templates(argument: str) -> tuple[str, ...]:
-    """Templates, `a photo of a {}.`: one or several, a line each, or a text file of such lines."""
+    """Templates, `a photo of a {}.`: one or several, a line each, or a text file of such lines.
+
+    Raises:
+      UserError: there are more than `MOST_TEMPLATES`.
+    """
     file = "{}" not in argument and os.path.isfile(argument)
     text = texts.read(argument) if file else argument
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    templates = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if len(templates) > MOST_TEMPLATES:
+        raise UserError(
+            f"These are {len(templates):,} templates; CLIP reads every word in each of them, and "
+            f"at most {MOST_TEMPLATES:,} are taken."
+        )
+    return templates
 
 
 def synonyms(word: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import torch
 
 from fmbseg_jax import hub, machine
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.pretrained import config_json
+from fmbseg_jax.pretrained import checksums, config_json
 from labelling import sam_names
 from labelling.meta_sam import segment_anything
 
@@ -118,7 +118,7 @@ def read(source: str | Path) -> dict[str, torch.Tensor]:
       source: a file as Meta publishes it; a folder in Hugging Face layout; or a hub id.
 
     Raises:
-      UserError: it is none of these.
+      UserError: it is none of these, or has the name of a published file and is another.
     """
     path = Path(source)
     if path.is_dir() or (hub.is_id(str(source)) and not path.is_file()):
@@ -129,6 +129,7 @@ def read(source: str | Path) -> dict[str, torch.Tensor]:
             "sam_vit_l_0b3195.pth, sam_vit_h_4b8939.pth; its README has the links) and give its "
             "path, --config.models.sam=FILE; or give a hub id, such as facebook/sam-vit-base."
         )
+    checksums.check(path)
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader raises many kinds

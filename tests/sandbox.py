@@ -54,6 +54,8 @@ import runpy
 def get_config():
     config = runpy.run_path({file!r})["get_config"]()
     sam, train, evaluation = config.label.sam, config.train, config.eval
+    if config.models.sam.startswith("sam_vit_"):
+        config.models.sam = "tiny_sam.pth"  # files of the published names are checked by their sums
     sam.points_per_side, sam.pred_iou, sam.stability = 4, 0.0, 0.0
     config.features.size = evaluation.stride = 56
     evaluation.short_side = evaluation.window = 112
@@ -233,7 +235,7 @@ def _pip(arguments: list[str]) -> str:
         argument = arguments.pop(0)
         if argument == "-r":
             assert (ROOT / arguments.pop(0)).is_file()
-        elif argument not in ("-q", "-e"):
+        elif argument not in ("-q", "-e", "--no-deps", "--require-hashes"):
             wanted = Requirement(re.sub(r"^\.", project["name"], argument))
             if wanted.name == project["name"]:
                 known = project["optional-dependencies"].keys()
@@ -257,8 +259,7 @@ def _build(folder: Path, address: str) -> None:
     _programs(folder, address)
     _smaller(folder)
     _hub(folder / "hf" / "hub")
-    for name in ("sam_vit_b_01ec64.pth", "sam_vit_h_4b8939.pth"):
-        save_sam(folder / name)
+    save_sam(folder / "tiny_sam.pth")
     _images(folder)
     _benchmarks(folder / "data")
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import http.server
 import json
+import shutil
 import threading
 import urllib.parse
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ class Hub(http.server.ThreadingHTTPServer):
         self.root, self.requests = root, list[str]()
         self.gated: dict[str, int] = {}
         """Repositories that are refused, with the status: 401 without a token, 403 with one."""
+        self.revisions: dict[str, dict[str, str]] = {}
+        """By repository and revision the commit; its files lie in ROOT/commits/NAME/COMMIT."""
 
     @property
     def address(self) -> str:
@@ -35,9 +38,20 @@ class Hub(http.server.ThreadingHTTPServer):
         (folder / ".gitattributes").write_text("*.safetensors filter=lfs\n")
         return folder
 
-    def files(self, name: str) -> list[dict[str, object]]:
-        """The listing of a repository's files, as the hub tells it."""
-        folder = self.root / name
+    def keep(self, name: str, commit: str, *revisions: str) -> None:
+        """Keeps a repository's files as they are now, as a commit that has these names, too."""
+        shutil.copytree(self.root / name, self.root / "commits" / name / commit)
+        self.revisions.setdefault(name, {}).update(dict.fromkeys((commit, *revisions), commit))
+
+    def at(self, name: str, revision: str) -> tuple[str, Path] | None:
+        """Commit and folder of a revision; None where there is none."""
+        if revision in ("main", COMMIT):
+            return COMMIT, self.root / name
+        commit = self.revisions.get(name, {}).get(revision)
+        return (commit, self.root / "commits" / name / commit) if commit else None
+
+    def files(self, folder: Path) -> list[dict[str, object]]:
+        """The listing of the files in a folder, as the hub tells it."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         return [
             {
@@ -55,30 +69,34 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: Hub
 
     def do_GET(self) -> None:
-        path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
-        self.server.requests.append(f"{self.command} {path}")
-        parts = path.strip("/").split("/")
+        path = urllib.parse.urlparse(self.path).path
+        self.server.requests.append(f"{self.command} {urllib.parse.unquote(path)}")
+        parts = [urllib.parse.unquote(part) for part in path.strip("/").split("/")]
         api = parts[:2] == ["api", "models"]
         parts = parts[2:] if api else parts
         name, rest = "/".join(parts[:2]), parts[2:]
+        found = self.server.at(name, rest[1] if len(rest) > 1 else "main")
         if not (self.server.root / name).is_dir():
             self._answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
+        elif found is None:
+            error = {"X-Error-Code": "RevisionNotFound"}
+            self._answer(404, {"error": f"Invalid rev id: {rest[1]}"}, error)
         elif api and rest[:1] == ["tree"]:
-            self._answer(200, self.server.files(name))
+            self._answer(200, self.server.files(found[1]))
         elif api:
-            siblings = [{"rfilename": file["path"]} for file in self.server.files(name)]
-            facts = {"id": name, "sha": COMMIT, "private": False, "tags": [], "downloads": 0}
+            siblings = [{"rfilename": file["path"]} for file in self.server.files(found[1])]
+            facts = {"id": name, "sha": found[0], "private": False, "tags": [], "downloads": 0}
             self._answer(200, {**facts, "likes": 0, "modelId": name, "siblings": siblings})
         elif name in self.server.gated:
             error = {"X-Error-Code": "GatedRepo", "X-Error-Message": f"Access to {name} is limited"}
             self._answer(self.server.gated[name], {}, error)
         else:
-            self._file(self.server.root / name / "/".join(rest[2:]))
+            self._file(found[1] / "/".join(rest[2:]), found[0])
 
     do_HEAD = do_GET
 
-    def _file(self, path: Path) -> None:
-        commit = {"X-Repo-Commit": COMMIT}
+    def _file(self, path: Path, sha: str) -> None:
+        commit = {"X-Repo-Commit": sha}
         if path.is_file():
             self._answer(200, path.read_bytes(), commit | {"ETag": f'"{_hash(path)}"'})
         else:

@@ -11,7 +11,10 @@ from documents import DOCUMENTS, blocks_of
 
 from fmbseg_jax.config import Config, flatten
 
-FOREIGN_FLAGS = {"include": "of hf", "signal": "of SLURM's srun", "logdir": "of TensorBoard"}
+FOREIGN_FLAGS = {
+    "include": "of hf", "signal": "of SLURM's srun", "logdir": "of TensorBoard",
+    "require-hashes": "of pip",
+}  # fmt: skip
 
 PAGES = [*DOCUMENTS, "CHANGELOG.md"]
 
@@ -68,7 +71,7 @@ def test_fields_and_flags_that_are_named_exist(page):
             is_file = span.endswith((".py", ".json", ".jsonl", ".md"))
             known = any(one == name or one.startswith(f"{name}.") for one in fields)
             assert is_file or known or (span.endswith("*") and name in str([*fields])), span
-        for flag in re.findall(r"(?:^| )--([\w.]+)", span):
+        for flag in re.findall(r"(?:^| )--([\w.-]+)", span):
             if flag.startswith("config."):
                 assert flag.removeprefix("config.") in fields, span
             else:

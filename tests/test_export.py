@@ -22,7 +22,8 @@ import fmbseg_jax
 from fmbseg_jax import exported, hub
 from fmbseg_jax.data import replacing
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.models import aligner, encoders, weights
+from fmbseg_jax.export import write_safetensors
+from fmbseg_jax.models import aligner, encoders
 
 WORDS = "sky,sofa;couch,moon"
 
@@ -106,19 +107,56 @@ def test_pytorch_reads_the_aligner(world, tmp_path, kind):
     # At the scale of random weights as they are, a wrong activation would hide.
     large = jax.tree.map(lambda leaf: 3 * leaf + 0.1, segmenter.dense.params["aligner"])
     segmenter.dense.use(large)
-    weights.write_pytorch(tmp_path / "large.safetensors", large, {})
+    (tmp_path / "large").mkdir()
+    write_safetensors(tmp_path / "large", segmenter, exported.read_model(folder))
     names: dict = {}
     exec(blocks()[1], names)
-    _, facts = names["load_aligner"](folder / "aligner.safetensors")
-    tensors, _ = names["load_aligner"](tmp_path / "large.safetensors")
+    tensors, facts = names["load_aligner"](tmp_path / "large")
     assert facts["kind"] == kind
-    assert len(blocks()[1].splitlines()) <= 34
+    assert facts | {"sha256": ""} == names["load_aligner"](folder)[1] | {"sha256": ""}
+    assert len(blocks()[1].splitlines()) <= 44
     patches = np.random.default_rng(0).normal(size=(2, 25, 48)).astype(np.float32)
     with torch.no_grad():
         theirs = names["align"](torch.from_numpy(patches), tensors, facts).numpy()
     module = aligner.create(**exported.read_model(folder)["aligner"])
     ours = module.apply({"params": large}, jnp.asarray(patches))
     np.testing.assert_allclose(theirs, ours, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", [0, 0.5, 1])
+def test_a_flipped_byte_is_refused_by_the_code_of_the_docs(deployed, tmp_path, place):
+    """Of either file, at its start, middle or end; and a file beside the JSON of another."""
+    folder = shutil.copytree(deployed / "square", tmp_path / "export")
+    Image.fromarray(photograph(90, 120)).save(tmp_path / "photo.jpg")
+    names: dict = {}
+    exec(blocks()[1], names)
+    stablehlo = blocks()[0].replace("work/mine/export", str(folder))
+    stablehlo = stablehlo.replace("photo.jpg", str(tmp_path / "photo.jpg"))
+
+    def refused(name):
+        with pytest.raises(ValueError, match=f"{name} is not the file that was exported"):
+            if name == "aligner.safetensors":
+                names["load_aligner"](folder)
+            else:
+                exec(stablehlo, {})
+
+    for name in ("aligner.safetensors", "similarities.stablehlo"):
+        whole = (folder / name).read_bytes()
+        data = bytearray(whole)
+        data[int(place * (len(data) - 1))] ^= 1
+        (folder / name).write_bytes(data)
+        refused(name)
+        (folder / name).write_bytes(whole)
+    shutil.copy(deployed / "wide" / "similarities.stablehlo", folder)
+    refused("similarities.stablehlo")
+
+
+def test_sums_in_the_json_are_those_of_the_files(deployed):
+    for name in ("aligner.safetensors", "similarities.stablehlo"):
+        facts = json.loads((deployed / "wide" / f"{name.split('.')[0]}.json").read_text())
+        command = ["sha256sum", deployed / "wide" / name]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert facts["sha256"] == output.split()[0]
 
 
 def test_the_exported_aligner_is_the_loaded_one(export, deployed):
@@ -323,7 +361,7 @@ SIZES = {"kind": "mlp", "output": 24, "mlp_ratio": 2, "heads": 4}
     ("changes", "message"),
     [
         ({"aligner": SIZES | {"kind": "os.system"}}, "is not a kind"),
-        ({"aligner": SIZES | {"output": 10**12}}, "another architecture"),
+        ({"aligner": SIZES | {"output": 60_000}}, "another architecture"),
         ({"aligner": SIZES | {"output": "24"}}, "aligner.output is no positive number"),
         ({"aligner": SIZES | {"name": "x"}}, "with its sizes"),
         ({"vision": {"source": ["/etc"], "hash": "x"}}, "vision.source is no string"),

@@ -11,15 +11,19 @@ import pytest
 import torch
 from conftest import run
 from huggingface_hub import hf_hub_download
-from models import photograph, save_clip, save_dinov2
+from models import photograph, save_aligner, save_clip, save_dinov2
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from stand_in_hub import in_place_of_the_hub, serve
+from stand_in_hub import COMMIT, in_place_of_the_hub, serve
 
-from fmbseg_jax import hub
+import fmbseg_jax
+from fmbseg_jax import exported, hub
+from fmbseg_jax.card import model_card
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import encoders, identity
 from fmbseg_jax.pretrained import pickled
+from labelling import sam_checkpoint
+from labelling.clip import Clip
 
 SOURCES = "some/clip", "some/dino"
 
@@ -185,6 +189,137 @@ def test_the_command_that_fetches_by_hand(stand_in, monkeypatch):
     folder = huggingface_hub.snapshot_download("some/clip", allow_patterns=patterns[1::2])
     encoders.load_text(folder)
     encoders.load_clip_vision(folder)
+
+
+OLD, NEW = "a" * 40, "b" * 40
+
+
+@pytest.fixture
+def two_commits(stand_in, saved):
+    """some/dino: what was tagged v1, and what has taken its place since."""
+    stand_in.keep("some/dino", OLD, "v1", "refs/pr/1")
+    path = stand_in.root / "some/dino" / "model.safetensors"
+    tensors = load_file(path)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, path)
+    stand_in.keep("some/dino", NEW, "branch/new")
+    return stand_in
+
+
+@pytest.mark.parametrize("revision", [OLD, "v1", "refs/pr/1"])
+def test_a_revision_is_fetched_once_and_found_offline(two_commits, saved, monkeypatch, revision):
+    old, source = identity.content_hash(str(saved / "dino")), f"some/dino@{revision}"
+    described = {"source": source, "hash": old, "revision": OLD}
+    assert identity.describe(source) == described
+    assert identity.content_hash("some/dino") != old
+    assert identity.content_hash("some/dino@branch/new") == identity.content_hash("some/dino")
+    two_commits.requests.clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert identity.describe(source) == described
+    assert hub.commit(hub.locate("some/dino@branch/new")) == NEW
+    encoders.load_vision(source)
+    assert not two_commits.requests
+
+
+def test_the_commit_is_known_of_models_of_the_hub_alone(stand_in, saved, tmp_path):
+    assert identity.describe("some/dino")["revision"] == COMMIT
+    assert "revision" not in identity.describe(str(saved / "dino"))
+    assert hub.commit(tmp_path / "snapshots" / "main") == ""
+
+
+def test_a_revision_that_nobody_has(two_commits, monkeypatch):
+    with pytest.raises(
+        UserError,
+        match=r"some/dino has no revision 'v2' .*whole commit hash, a tag or a branch, wh",
+    ):
+        encoders.load_vision("some/dino@v2")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        UserError,
+        match=r"(?s)some/dino@v1 is neither .*hf download some/dino --revision v1 --local",
+    ):
+        encoders.load_vision("some/dino@v1")
+
+
+@pytest.mark.parametrize(
+    "source", ["some/dino@", "some/dino@../x", "some/dino@a b", "some/dino@-x", "some/x.pth@v1",
+               "some/dino@v1@v2", "dino@v1"],
+)  # fmt: skip
+def test_what_is_no_revision(stand_in, source):
+    assert not hub.is_id(source)
+    with pytest.raises(UserError, match="dinov2-base@REVISION for a commit, tag or branch of it"):
+        hub.locate(source)
+    assert not stand_in.requests
+
+
+def test_a_folder_with_an_at_sign_is_a_folder(stand_in, saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(saved / "dino", tmp_path / "some" / "dino@v1")
+    assert identity.content_hash("some/dino@v1") == identity.content_hash(str(saved / "dino"))
+    assert not stand_in.requests
+
+
+def test_a_clip_of_a_revision(stand_in, saved):
+    """Its tokenizer, too, and for both stages."""
+    stand_in.keep("some/clip", OLD, "v1")
+    for path in (stand_in.root / "some/clip").glob("*"):
+        path.write_text("{}")  # all that is there now
+    hashed = identity.content_hash("some/clip@v1")
+    assert hashed == identity.content_hash(str(saved / "clip"))
+    encoders.load_text("some/clip@v1")
+    Clip("some/clip@v1")
+
+
+def test_a_sam_of_a_revision(stand_in, monkeypatch):
+    (stand_in.repository("some/sam") / "config.json").write_text('{"model_type": "sam"}')
+    save_file({"a": torch.ones(1)}, stand_in.root / "some/sam/model.safetensors")
+    stand_in.keep("some/sam", OLD, "v1")
+    monkeypatch.setattr(sam_checkpoint, "_read_folder", lambda folder, source: folder.name)
+    assert sam_checkpoint.read("some/sam@v1") == OLD
+    assert sam_checkpoint.read("some/sam") == COMMIT
+
+
+def test_an_export_knows_its_commits(two_commits, world, tmp_path):
+    """Where the hub has another encoder by now, that of the training is fetched."""
+    folder = save_aligner(tmp_path / "export", world.root)
+    model = json.loads((folder / "model.json").read_text())
+    vision = {"vision": identity.describe("some/dino@v1")}
+    card = model_card(model | vision)
+    assert f"| vision encoder | some/dino@v1, commit {OLD} (weights " in card
+    assert "base_model:\n- some/dino\n" in card
+    shutil.copytree(world.root / "dinov2", two_commits.root / "some/other")
+    two_commits.keep("some/other", "e" * 40)
+    model["vision"] |= {"source": "some/other", "revision": "e" * 40}
+    (folder / "model.json").write_text(json.dumps(model))
+    expected = fmbseg_jax.load(folder).weights_hash
+    path = two_commits.root / "some/other/model.safetensors"
+    save_file({name: t + 1 for name, t in load_file(path).items()}, path)
+    shutil.rmtree(tmp_path / "cache")
+    assert fmbseg_jax.load(folder).weights_hash == expected
+    with pytest.raises(UserError, match="The vision encoder at some/other has other values"):
+        fmbseg_jax.load(folder, vision="some/other")
+    fmbseg_jax.load(folder, vision=f"some/other@{'e' * 40}")
+
+
+def test_a_commit_in_model_json_that_is_none(world, tmp_path):
+    folder = save_aligner(tmp_path / "export", world.root)
+    model = json.loads((folder / "model.json").read_text())
+    model["vision"]["revision"] = "../../etc"
+    (folder / "model.json").write_text(json.dumps(model))
+    with pytest.raises(UserError, match="vision.revision is no commit"):
+        fmbseg_jax.load(folder)
+
+
+def test_an_aligner_of_a_revision(stand_in, world, tmp_path):
+    served, name = save_aligner(tmp_path / "first", world.root), "user/water"
+    shutil.copytree(served, stand_in.repository(name), dirs_exist_ok=True)
+    stand_in.keep(name, OLD, "v1")
+    (stand_in.root / name / "model.json").write_text("{}")
+    assert exported.locate(f"{name}@v1").name == OLD
+    fmbseg_jax.load(f"{name}@v1")
+    with pytest.raises(UserError, match="is not the model.json"):
+        fmbseg_jax.load(name)
+    with pytest.raises(UserError, match="A repository on the hub is USER/NAME; got"):
+        hub.push(served, f"{name}@v1", private=True)
 
 
 TENSORS = {
@@ -361,3 +496,6 @@ def test_the_second_run_of_every_program_asks_nothing(world, tmp_path, monkeypat
         for command in commands:
             assert "Fetching" not in run(*command).stdout
         assert not served.requests
+    model = exported.read_model(tmp_path / "export")
+    assert [model[name]["revision"] for name in ("vision", "clip")] == [COMMIT, COMMIT]
+    assert f"some/dinov2, commit {COMMIT} " in (tmp_path / "export" / "README.md").read_text()

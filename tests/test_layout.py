@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = [
     "errors extras machine texts config_checks config_files fields data.spelling "
-    "pretrained.config_json pretrained.pickled pretrained.tokenizer "
+    "pretrained.checksums pretrained.config_json pretrained.pickled pretrained.tokenizer "
     "config vocabulary workfolder program hub figures data.files data.threads data.tfrecord "
     "data.example data.images data.opening data.tiffs data.deep data.accept "
     "data.finding data.label_maps data.coco data.published data.benchmarks data.completeness "

@@ -196,7 +196,8 @@ def test_features_that_others_wrote_as_nan_are_not_trained_on(tmp_path, monkeypa
     patches[1, 2] = np.nan
     monkeypatch.setattr(example, "_check_features", lambda features: None)  # another program's
     write_features(tmp_path / "features", example.PatchFeatures, example.encode(features(patches)))
-    with pytest.raises(UserError, match=r"features of a\.png in .* hold NaN, or numbers beyond"):
+    message = r"features of a\.png \(record 0 of .*-00000-of-00001\) are not finite: they hold NaN"
+    with pytest.raises(UserError, match=message):
         training_data.open_cached(tmp_path)
 
 

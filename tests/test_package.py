@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
 from PIL import Image
 
 import fmbseg_jax
@@ -131,6 +132,46 @@ def test_requirements_have_the_ranges_of_the_package():
     for extra, kind in {"cuda": "cuda13", "cuda12": "cuda12", "tpu": "tpu"}.items():
         assert extras[extra] == [jax.replace("jax", f"jax[{kind}]")]
     assert set(EXTRAS.values()) <= set(extras)
+
+
+def locked():
+    """Every pin of requirements.lock, with its hashes."""
+    text = re.sub(r"^ *#.*\n", "", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)
+    for pin in re.sub(r" *\\\n *", " ", text).splitlines():
+        requirement, *hashes = pin.split(" --hash=")
+        yield Requirement(requirement), hashes
+
+
+ENVIRONMENTS = [
+    {"python_version": version, "python_full_version": f"{version}.0", "sys_platform": system,
+     "platform_system": {"linux": "Linux", "darwin": "Darwin"}[system]}
+    for version in ("3.11", "3.12") for system in ("linux", "darwin")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS, ids=lambda e: " ".join(e.values()))
+def test_the_lock_is_within_the_ranges(environment):
+    """Of one version each, wherever this runs: `make lock` makes it anew."""
+    pins = {}
+    for requirement, _ in locked():
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            assert requirement.name not in pins
+            pins[requirement.name] = str(requirement.specifier).removeprefix("==")
+    for line in requirements("requirements.txt"):
+        wanted = Requirement(line)
+        version = pins[wanted.name.lower().replace("_", "-")]
+        assert wanted.specifier.contains(version), f"{line}, but {version} in requirements.lock"
+
+
+def test_the_lock_has_hashes_and_no_place_of_its_own():
+    """Every line is a version, its hashes or a comment: no index or file that others lack."""
+    pins = list(locked())
+    assert len(pins) > len(requirements("requirements.txt"))
+    for requirement, hashes in pins:
+        assert re.fullmatch(r"==[\w.!+]+", str(requirement.specifier)), requirement
+        assert requirement.url is None and hashes
+        assert all(re.fullmatch("sha256:[0-9a-f]{64}", one) for one in hashes), requirement
+    assert not re.search(r"index|://|file:|find-links", (ROOT / "requirements.lock").read_text())
 
 
 def test_the_base_has_no_torch():

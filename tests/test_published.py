@@ -117,7 +117,7 @@ def test_dinov2_of_torch_hub(tmp_path, monkeypatch, registers, gated):
         "mlp.weights_out": "mlp.w3",
         "layernorm": "norm",
     }
-    file = tmp_path / "dinov2_vits14_pretrain.pth"
+    file = tmp_path / "dinov2_vits14.pth"
     torch.save(_fused(values, meta), file)
     module, params = encoders.load_vision(str(file))
     expected_module, expected = encoders.load_vision(str(folder))

@@ -97,11 +97,6 @@ def test_an_export_may_not_ask_for_everything(world, tmp_path):
 
     export = save_aligner(tmp_path / "export", world.root)
     model = json.loads((export / "model.json").read_text())
-    for name, value in {"eval.short_side": 10**6, "eval.pamr": 10**6}.items():
-        changed = model | {"config": model["config"] | {name: value}}
-        (export / "model.json").write_text(json.dumps(changed))
-        with pytest.raises(UserError, match=f"{name} is at most"):
-            fmbseg_jax.load(export)
     changed = model | {"config": model["config"] | {"eval.max_megapixels": 3600}}
     (export / "model.json").write_text(json.dumps(changed))
     assert fmbseg_jax.load(export).reading.megapixels == 178

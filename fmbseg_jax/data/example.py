@@ -98,10 +98,9 @@ def quantise(features: PatchFeatures) -> Int8PatchFeatures:
 
 def restore(features: Int8PatchFeatures) -> PatchFeatures:
     """The inverse of `quantise`, but for its rounding."""
-    patches = features.patches * features.scale[:, None]
-    return PatchFeatures(
-        patches.astype(np.float16), features.labels, features.grid, features.filename
-    )
+    with np.errstate(over="ignore", invalid="ignore"):  # a scale of others: see `is_finite`
+        patches = (features.patches * features.scale[:, None]).astype(np.float16)
+    return PatchFeatures(patches, features.labels, features.grid, features.filename)
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from fmbseg_jax.models import specs, tables, weights
 from fmbseg_jax.models.positions import Rotation, resize_positions, rotary
 from fmbseg_jax.models.specs import TextSpec, VisionSpec
 from fmbseg_jax.models.transformer import Block, Transformer, dense, layer_norm, precision
-from fmbseg_jax.pretrained import config_json
+from fmbseg_jax.pretrained import checksums, config_json
 from fmbseg_jax.pretrained.tokenizer import Tokenizer
 
 
@@ -172,6 +172,7 @@ def vision_tower(folder: Path, source: str) -> tuple[VisionSpec, tables.Table]:
 
 
 def _tower_of_torch_hub(file: Path) -> tuple[VisionSpec, tables.Table]:
+    checksums.check(file)
     files = weights.read_files(file)
     if "rope_embed.periods" in files:
         raise UserError(

@@ -35,6 +35,17 @@ def content_hash(source: str, recorded: str = "") -> str:
     return recorded if recorded and recorded != found and recorded == _of_files(state) else found
 
 
+def describe(source: str, recorded: str = "") -> dict[str, str]:
+    """What is recorded of a model: source, hash and, of one from the hub, the commit it is of.
+
+    Args:
+      recorded: as for `content_hash`.
+    """
+    facts = {"source": source, "hash": content_hash(source, recorded)}
+    revision = hub.commit(hub.locate(source))
+    return facts | ({"revision": revision} if revision else {})
+
+
 def is_one_model(source: str, first: str, second: str) -> bool:
     """Whether two recorded hashes are of one model, which lies at `source` if they differ."""
     if first == second:

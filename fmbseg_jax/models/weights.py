@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import pickle
 import re
 from collections.abc import Callable
@@ -68,11 +69,14 @@ def convert(folder: Path, table: Table, module: nn.Module, example: Array) -> di
     return unflatten_dict(params)
 
 
-def write_pytorch(path: Path, params: Any, facts: dict[str, str]) -> None:
+def write_pytorch(path: Path, params: Any, facts: dict[str, str]) -> str:
     """Writes params as safetensors, named and laid out as PyTorch's modules have them.
 
     `block/norm1/scale` becomes `block.norm1.weight`; `projection/kernel` [in, out] becomes
     `projection.weight` [out, in].
+
+    Returns:
+      SHA-256 of the file.
     """
     names = {"kernel": "weight", "scale": "weight", "bias": "bias"}
     tensors = {}
@@ -81,7 +85,9 @@ def write_pytorch(path: Path, params: Any, facts: dict[str, str]) -> None:
         tensors[".".join([*module, names[kind]])] = np.ascontiguousarray(
             tensor.T if kind == "kernel" else tensor
         )
-    write_atomically(path, save(tensors, facts))
+    contents = save(tensors, facts)
+    write_atomically(path, contents)
+    return hashlib.sha256(contents).hexdigest()
 
 
 def _listed(faults: list[str], most: int = 10) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import math
 import pickle
 import sys
 import zipfile
@@ -46,6 +47,10 @@ def read(path: Path) -> dict[str, Callable[[], np.ndarray]]:
     if not zipfile.is_zipfile(path):
         raise OldFormatError(f"{path} is no zip archive")
     with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError(
+                "it is packed, as no file of PyTorch's is: unpacked it may be any size"
+            )
         listing = next((name for name in archive.namelist() if name.endswith("/data.pkl")), "")
         if not listing:
             raise ValueError("it has no data.pkl")
@@ -118,6 +123,8 @@ def _load(path: Path, folder: str, tensor: _Tensor) -> np.ndarray:
     # Never beyond the numbers: what lies there in memory is not the file's.
     if min(tensor.offset, *steps, 0) < 0 or tensor.offset + sum(steps) >= len(numbers):
         raise ValueError("a tensor reaches beyond its numbers")
+    if math.prod(tensor.shape) > len(numbers):
+        raise ValueError(f"a tensor {list(tensor.shape)} is made of {len(numbers)} numbers")
     strides = [step * storage.dtype.itemsize for step in tensor.strides]
     return np.lib.stride_tricks.as_strided(
         numbers[tensor.offset :], tensor.shape, strides, writeable=False

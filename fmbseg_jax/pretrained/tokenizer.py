@@ -43,7 +43,7 @@ class Tokenizer:
         from transformers import AutoTokenizer  # a second, which programs without words save
 
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # damaged files: transformers and tokenizers raise many kinds
             machine.let_through(error, folder)
             raise UserError(f"The tokenizer in {folder} cannot be loaded: {error}") from None
