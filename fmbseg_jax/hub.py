@@ -55,7 +55,7 @@ def locate(source: str) -> Path:
 
 
 def is_id(source: str) -> bool:
-    """Whether this may be a repository on the hub, `facebook/dinov2-base`, with or without @.
+    """Whether this may name a repository on the hub: `facebook/dinov2-base`, or with @REVISION.
 
     Not what is plainly a file or an export, `checkpoints/sam.pth`, `work/export`: where that is
     missing, the hub is not asked.

@@ -97,7 +97,8 @@ def let_through(error: BaseException, file: object = "") -> None:
         if not file:
             raise found
         reason = f" ({found})" if str(found) else ""
-        raise MemoryError(f"while {file} was read{reason}") from error
+        told = f"while {file} was read{reason}; where there is plenty, that is damaged"
+        raise MemoryError(told) from error
     if found is not None:
         if file and found.filename is None:
             raise OSError(found.errno, found.strerror, str(file)) from error

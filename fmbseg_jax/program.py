@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import logging as standard_logging
 import os
 import re
 import sys
@@ -127,7 +128,8 @@ def _hush_what_was_left() -> None:
     """Has Python say nothing of what a failed save or read has left, of which an error tells.
 
     tensorstore's threads report each array to an event loop that is closed, Orbax leaves the
-    coroutines of the other arrays, and asyncio a loop for which no file could be opened.
+    coroutines of the other arrays, and asyncio a loop for which no file could be opened, or
+    futures that nobody has asked.
     """
     usual = sys.unraisablehook
 
@@ -138,7 +140,12 @@ def _hush_what_was_left() -> None:
         if not (orbax or loop or str(unraisable.exc_value) == "Event loop is closed"):
             usual(unraisable)
 
+    def untold(record: Any) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return error is None or machine.error_of(error) is None
+
     sys.unraisablehook = hook
+    standard_logging.getLogger("asyncio").addFilter(untold)
 
 
 def example() -> str:
