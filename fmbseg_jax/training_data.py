@@ -23,6 +23,7 @@ from fmbseg_jax.data.tfrecord import RecordSource
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.models import identity
 from fmbseg_jax.patches import PatchEncoder
+from fmbseg_jax.vocabulary import IGNORE
 
 
 @dataclasses.dataclass(frozen=True)
