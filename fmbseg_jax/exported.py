@@ -32,10 +32,11 @@ class _Quiet(logging.Filter):
     """Drops what Orbax warns of, and the tracebacks of a failed save: `Checkpoints` tells of it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
+        return "orbax" not in record.pathname + record.getMessage()
 
 
-logging.getLogger("absl").addFilter(_Quiet())
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_Quiet())
 
 
 @dataclasses.dataclass(frozen=True)

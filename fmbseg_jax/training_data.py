@@ -10,6 +10,7 @@ from typing import Any
 
 from fmbseg_jax.config import Config, flatten
 from fmbseg_jax.data.example import (
+    PatchFeatures,
     check_deep,
     is_finite,
     kept_as,
@@ -57,18 +58,22 @@ def open_cached(workdir: Path, threads: int = 1) -> TrainingData:
 
     def read(i: int) -> Example:
         features = read_patch_features(records, i, dtype, num_words)
-        place = f"{features.filename} ({records.place(i)})"
-        if not is_finite(features.patches):
-            raise UserError(
-                f"The features of {place} are not finite: they hold NaN, or numbers beyond 65504, "
-                "where float16 ends. Make them again by an encoder that gives none, or set "
-                "train.features to online, which keeps no features."
-            )
+        with records.naming(i):
+            _check_finite(features)
         return {"patches": features.patches, "labels": features.labels.astype("int32")}
 
     check_labelled(len(records), read, threads, workdir / "features")
     width = read(0)["patches"].shape[1]
     return TrainingData(len(records), read, width, records.digest, metadata)
+
+
+def _check_finite(features: PatchFeatures) -> None:
+    if not is_finite(features.patches):
+        raise UserError(
+            f"The features of {features.filename} are not finite: they hold NaN, or numbers beyond "
+            "65504, where float16 ends. Make them again by an encoder that gives none, or set "
+            "train.features to online, which keeps no features."
+        )
 
 
 def check_labelled(count: int, read: Callable[[int], Example], threads: int, folder: Path) -> None:

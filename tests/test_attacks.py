@@ -157,7 +157,8 @@ def test_short_of_space_or_of_files(limit, chain, place, report):
     for step in chain.values():
         for _ in range(LIMITS * TIMES):
             process = start(*step.command)
-            most = int(2 ** drawn.uniform(3, 17)) if limit == resource.RLIMIT_FSIZE else 24
+            of_size = limit == resource.RLIMIT_FSIZE
+            most = int(2 ** drawn.uniform(3, 15)) if of_size else drawn.randrange(10, 26)
             resource.prlimit(process.pid, limit, (most, most))
             output = process.communicate(timeout=step.seconds + _HANG)[0]
             assert "Traceback" not in output, output

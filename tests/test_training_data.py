@@ -62,9 +62,9 @@ def test_one_labelled_patch_among_others_is_enough(tmp_path, monkeypatch, place,
 
 def test_only_a_few_records_are_read_where_labels_are_usual(tmp_path, monkeypatch):
     write(tmp_path / "features", records(range(COUNT)), monkeypatch)
-    read, decode = [], training_data.decode_patch_features
+    read, decode = [], example.decode_patch_features
     monkeypatch.setattr(
-        training_data, "decode_patch_features", lambda *given: read.append(1) or decode(*given)
+        example, "decode_patch_features", lambda *given: read.append(1) or decode(*given)
     )
     training_data.open_cached(tmp_path, 2)
     assert len(read) <= 3
@@ -109,7 +109,7 @@ def test_the_record_that_is_not_finite_is_named(tmp_path, monkeypatch, value):
     write(tmp_path / "features", records(range(COUNT), {4: value}), monkeypatch)
     data = training_data.open_cached(tmp_path)
     data.read(3)
-    message = r"of 4\.png \(record 1 of .*features.*-00001-of-00002\) are not finite"
+    message = r"features.*-00001-of-00002, record 1: The features of 4\.png are not finite"
     with pytest.raises(UserError, match=message):
         data.read(4)
 
@@ -117,7 +117,7 @@ def test_the_record_that_is_not_finite_is_named(tmp_path, monkeypatch, value):
 def test_the_program_names_the_record_that_is_not_finite(world, tmp_path, monkeypatch):
     write(tmp_path / "features", records(range(COUNT), {5: np.nan}), monkeypatch)
     refused = run("train.py", *world.flags, f"--workdir={tmp_path}", check=False)
-    assert refused.returncode == 1 and "(record 2 of " in refused.stdout
+    assert refused.returncode == 1 and ", record 2: The features of 5.png" in refused.stdout
     assert "peak_lr" not in refused.stdout
 
 
@@ -126,7 +126,7 @@ def test_the_record_with_a_word_that_is_not_there_is_named(tmp_path, monkeypatch
     examples[4].labels[0] = 2
     write(tmp_path / "features", examples, monkeypatch)
     data = training_data.open_cached(tmp_path)
-    with pytest.raises(UserError, match=r"4\.png \(record 1 of .*\) has patches of word 2, of 2"):
+    with pytest.raises(UserError, match=r"-00001-of-00002, record 1: 4\.png has the word 2, of 2"):
         data.read(4)
 
 
@@ -136,5 +136,5 @@ def test_features_of_another_type_are_refused(tmp_path, monkeypatch):
     facts = json.loads(path.read_text())
     facts["featuresDict"]["features"]["patches"]["tensor"]["dtype"] = "float32"
     path.write_text(json.dumps(facts))
-    with pytest.raises(UserError, match="are float32, by its features.json; .* float16 or int8"):
+    with pytest.raises(UserError, match="kept as 'float32'; they are kept as float16 or int8"):
         training_data.open_cached(tmp_path)

@@ -327,8 +327,8 @@ def kept_as(folder: epath.PathLike) -> str:
     found = records.dtype_of(folder, "patches")
     if found not in _KINDS:
         raise UserError(
-            f"{epath.Path(folder) / 'features.json'} says that patches are {found!r}; they are one "
-            f"of {', '.join(_KINDS)}. Run the stage that writes it again."
+            f"{epath.Path(folder) / 'features.json'} says that patches are kept as {found!r}; they "
+            f"are kept as {' or '.join(_KINDS)} (docs/data.md). Make them again so."
         )
     return found
 

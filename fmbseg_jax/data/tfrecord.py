@@ -179,11 +179,6 @@ class RecordSource(Sequence[bytes]):
             told = f"{self.paths[shard]}, record {record}: {error} {advice}"
             raise RecordError(told.strip()) from error
 
-    def place(self, index: int) -> str:
-        """Where a record is, for messages: "record 3 of features/...-00000-of-00002"."""
-        shard, record = self._place(index)
-        return f"record {record} of {self.paths[shard]}"
-
     def _place(self, index: int) -> tuple[int, int]:
         """The shard that a record is in, and its number there."""
         shard = bisect.bisect_right(self._ends, index)
