@@ -2,6 +2,7 @@
 # make test    lint, types and all tests
 # make lock    requirements.lock: the newest versions within the ranges, with their hashes
 # make pictures  the pictures of README and docs, after make demo
+# make attack  the attacks of the tests, ATTACK times as many (25: about an hour)
 #
 # Both make .venv first. PYTHON chooses the interpreter (3.11 or newer), WORK where results go.
 
@@ -9,6 +10,7 @@ PYTHON ?= python3
 WORK ?= work/toy
 DATA ?= data/toy
 TORCH ?= torch==2.13.0
+ATTACK ?= 25
 BIN := .venv/bin
 
 RUN := $(BIN)/python
@@ -77,7 +79,12 @@ lock: .venv/demo
 pictures: .venv/test browser
 	@$(RUN) docs/pictures.py --work=$(WORK) --data=$(DATA)
 
+# What make test does in minutes, many times over; at its end, how many attacks there were.
+attack: .venv/test
+	ATTACK=$(ATTACK) $(BIN)/python -m pytest -n 0 -q -s tests/test_attacks.py \
+		tests/test_attacks_on_the_page.py tests/test_damaged_files.py tests/test_damaged_bytes.py
+
 clean:
 	rm -rf $(WORK) $(DATA)
 
-.PHONY: demo test browser lock pictures clean
+.PHONY: demo test browser lock pictures attack clean
