@@ -81,8 +81,8 @@ pictures: .venv/test browser
 
 # What make test does in minutes, many times over; at its end, how many attacks there were.
 attack: .venv/test
-	ATTACK=$(ATTACK) $(BIN)/python -m pytest -n 0 -q -s tests/test_attacks.py \
-		tests/test_attacks_on_the_page.py tests/test_damaged_files.py tests/test_damaged_bytes.py
+	ATTACK=$(ATTACK) $(BIN)/python -m pytest -n 0 -q -p no:hypothesispytest \
+		--durations=5 tests/test_attacks.py tests/test_attacks_on_the_page.py tests/test_damaged_files.py tests/test_damaged_bytes.py
 
 clean:
 	rm -rf $(WORK) $(DATA)
