@@ -131,10 +131,12 @@ class _Gate:
         try:
             await self._app(scope, receive, sending)
         except Exception as error:  # Gradio takes what it is sent for what its own page sends
-            if begun or scope["type"] != "http":
+            if scope["type"] != "http":
                 raise
             print(f"A request was refused ({type(error).__name__}).", file=sys.stderr)
-            await PlainTextResponse("This is no request of this page.", 400)(scope, receive, send)
+            if not begun:
+                answer = PlainTextResponse("This is not a request of this page.", 400)
+                await answer(scope, receive, send)
 
 
 def gate(names: frozenset[str]) -> Middleware:

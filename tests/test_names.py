@@ -193,7 +193,7 @@ def test_no_control_character_comes_from_a_name(control, tmp_path, capsys):
         finding.find(str(tmp_path / f"{control}.png"), tmp_path / "out")
 
 
-@pytest.mark.parametrize("control", ["\x1b[2J", "\u202e", "\x07"])
+@pytest.mark.parametrize("control", ["\x1b[2J", "\u202e", "\x07", "\ud800"])
 def test_no_control_character_comes_from_a_word(control):
     with pytest.raises(UserError, match=r"word 1, .*, has a control character") as error:
         check_words([f"sky{control}", "sea"], "The list")

@@ -24,9 +24,11 @@ def printable(text: str) -> str:
 def _is_shown(letter: str) -> bool:
     if letter.isprintable():
         return True
-    return unicodedata.category(letter) not in ("Cc", "Zl", "Zp") and letter not in _ORDERS
+    return unicodedata.category(letter) not in _ESCAPED and letter not in _ORDERS
 
 
+_ESCAPED = "Cc", "Zl", "Zp", "Cs"
+"""Unicode's categories of control characters, ends of lines and halves of a letter."""
 _ORDERS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Marks of Unicode that change the order in which a line is read."""
 
