@@ -172,7 +172,7 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:  # Orbax and tensorstore have many kinds for bytes that changed
-            machine.let_through(error, self._folder / str(step))
+            machine.let_through(error, self._folder / str(step), by_words=True)
             reason, whole = (str(error).strip() or type(error).__name__).splitlines()[0], False
         if all(sharding.of_all(int(whole))):
             return restored

@@ -237,7 +237,7 @@ def score_folder(benchmark: Benchmark, folder: Path) -> Result:
     names, found = _share(benchmark), {}
 
     def one(i: int) -> Counts:
-        truth, predicted = benchmark.labels(names[i]), read_prediction(folder, names[i], classes)
+        truth, predicted = benchmark.labels(names[i]), read_prediction(folder, names[i], benchmark)
         _check_size(label_maps.find(folder, names[i]), predicted, truth.shape, names[i])
         if benchmark.has_background:
             predicted = np.where(predicted == IGNORE, np.uint16(0), predicted)
@@ -256,15 +256,15 @@ def _check_size(path: Path, labels: np.ndarray, size: tuple[int, ...], name: str
         raise UserError(f"{path} {fault}")
 
 
-def read_prediction(folder: Path, name: str, num_classes: int) -> np.ndarray:
-    """The label map of the image `name`, uint16 [H, W]."""
+def read_prediction(folder: Path, name: str, benchmark: Benchmark) -> np.ndarray:
+    """The label map of the image `name` of a benchmark, uint16 [H, W]."""
     path = label_maps.find(folder, name)
     if not path.exists():
         raise UserError(
             f"No label map {path}. Each image of the benchmark needs one; where a run makes them, "
             "let it finish."
         )
-    return label_maps.read(path, num_classes)
+    return label_maps.read(path, len(benchmark.words), benchmark.reading.megapixels)
 
 
 def _iou(confusion: np.ndarray) -> np.ndarray:

@@ -127,10 +127,10 @@ def main() -> None:
     size = _size(FLAGS.size, segmenter.window)
     with replaced(out) as new:
         copy(folder, new, without=_ARTIFACTS)
-        if exported.read_model(new) != model:
-            raise UserError(f"{folder} was replaced in the meantime: run the same command again.")
         write_safetensors(new, segmenter, model)
         write_stablehlo(new, segmenter, words, size)
+        if not exported.read_model(new) == exported.read_model(folder) == model:
+            raise UserError(f"{folder} was replaced in the meantime: run the same command again.")
     for name in _ARTIFACTS:
         print(f"{out / name}: {(out / name).stat().st_size / 1e6:.1f} MB")
     if FLAGS.push:

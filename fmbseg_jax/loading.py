@@ -114,10 +114,13 @@ def _typed(name: str, value: Any, usual: Any) -> Any:
 def _same_weights(model: dict[str, Any], name: str, given: str) -> str:
     """Where the encoder "vision" or "clip" is; raises UserError where it is not, or is another.
 
-    Where the hub has another one by now under its name, it is the commit that was recorded.
+    Of the hub it is the commit that was recorded, whatever is there now under its name.
     """
     trained = model[name]
     source = given or trained["source"]
+    at_commit = f"{trained['source']}@{trained.get('revision')}"
+    if not given and trained.get("revision") and hub.is_id(at_commit):
+        source = at_commit
     try:
         found = identity.content_hash(source, trained["hash"])
     except UserError as error:
@@ -126,9 +129,6 @@ def _same_weights(model: dict[str, Any], name: str, given: str) -> str:
             f"Give the place where it is now: --{name}=FOLDER (in Python {name}=...).\n{error}"
         ) from None
     if found != trained["hash"]:
-        at_commit = f"{source}@{trained.get('revision')}"
-        if not given and trained.get("revision") and hub.is_id(at_commit):
-            return _same_weights(model, name, at_commit)
         raise UserError(
             f"The {name} encoder at {source} has other values (weights, sizes, normalisation, "
             f"tokenizer) than the one that the aligner was trained with (hash {found}, then "

@@ -103,7 +103,7 @@ class MetricsLog:
         if self._active and (failed := self._append()):
             self._told = False
             lines = self._waiting[self._lines].count(b"\n")
-            self._tell(failed, f"Lost are its last lines, {lines}; nothing else is.")
+            self._tell(failed, f"Its last {lines} lines are lost, and nothing else.")
 
 
 def _events_file(folder: Path) -> Path:
@@ -123,7 +123,7 @@ def _drop_after(path: Path, step: int) -> None:
         copy = path.with_name(f"{path.name}.damaged")
         write_atomically(copy, data)
         tqdm.write(
-            f"\nERROR: {damaged} lines of {path} are damaged, and left out. The file as it was is "
+            f"\nERROR: damaged lines of {path} are left out: {damaged}. The file as it was is "
             f"{copy}.\n",
             file=sys.stderr,
         )

@@ -55,25 +55,39 @@ _NO_MEMORY = re.compile(
 )
 
 
-def error_of(error: BaseException) -> MemoryError | OSError | None:
-    """The error of this machine that an error is, came from, or tells of; None where of none."""
+def error_of(error: BaseException, *, by_words: bool = True) -> MemoryError | OSError | None:
+    """The error of this machine that an error is, came from, or tells of; None where of none.
+
+    Args:
+      by_words: the library that raised it puts errors of the system in words of its own, as
+        tensorstore, XLA and PyTorch do. Not for those that quote files of other people: what stands
+        in a file may read like an error of the machine.
+    """
     seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        if isinstance(one, MemoryError):
-            return one
-        if isinstance(one, OSError) and one.errno:
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, MemoryError):
+            return cause
+        if isinstance(cause, OSError) and cause.errno:
             # A connection that is refused is no matter of folders.
-            if one.errno in _OF_MACHINE and (one.filename or one.errno not in _RIGHTS):
-                return one
-        elif told := _told(str(one)):
-            return told
-        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+            if cause.errno in _OF_MACHINE and (cause.filename or cause.errno not in _RIGHTS):
+                return cause
+        elif in_words := _of_rust(str(cause)) or (_in_words(str(cause)) if by_words else None):
+            return in_words
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
 
 
-def _told(text: str) -> MemoryError | OSError | None:
+def _of_rust(text: str) -> OSError | None:
+    """The error of the system at the end of an error of a library in Rust, which quotes none."""
+    number = re.search(r"\(os error (\d+)\)\s*$", text)
+    if number and (code := int(number[1])) in _OF_MACHINE:
+        return OSError(code, os.strerror(code))
+    return None
+
+
+def _in_words(text: str) -> MemoryError | OSError | None:
     """The error of this machine that the words of a library's error tell of."""
     reason = " ".join(text.split())[:300]
     path = re.search(r"""["'](/[^"']*)["']""", text)
@@ -86,18 +100,19 @@ def _told(text: str) -> MemoryError | OSError | None:
     return MemoryError(reason) if _NO_MEMORY.search(text) else None
 
 
-def let_through(error: BaseException, file: object = "") -> None:
+def let_through(error: BaseException, file: object = "", *, by_words: bool = False) -> None:
     """Raises the error of this machine that an error tells of; returns where it tells of none.
 
     Args:
       file: what was read or written, for the message, where the error does not name it.
+      by_words: as for `error_of`.
     """
-    found = error_of(error)
+    found = error_of(error, by_words=by_words)
     if isinstance(found, MemoryError):
         if not file:
             raise found
         reason = f" ({found})" if str(found) else ""
-        told = f"while {file} was read{reason}; where there is plenty, that is damaged"
+        told = f"while {file} was read{reason}; if there is plenty of memory, the file is damaged"
         raise MemoryError(told) from error
     if found is not None:
         if file and found.filename is None:

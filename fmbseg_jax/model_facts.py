@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from fmbseg_jax import texts
 from fmbseg_jax.config_checks import AT_MOST
@@ -77,6 +80,19 @@ def read_model(folder: str | Path) -> dict[str, Any]:
             f"short, such as params/{wrong[0]}. Fetch or copy it again."
         )
     return model
+
+
+def check(model: dict[str, Any], made_of: epath.PathLike) -> None:
+    """Raises UserError where nobody could load an export with such a model.json.
+
+    Args:
+      made_of: where its words and encoders were read, for the message.
+    """
+    if faults := list(_faults(json.loads(json.dumps(model)))):
+        raise UserError(
+            f"What is trained on {made_of} could not be loaded again: in its model.json "
+            f"{'; '.join(faults[:5])}. Mend metadata.json there."
+        )
 
 
 def _is_line(value: Any) -> bool:

@@ -132,7 +132,10 @@ class Outputs:
 
     def _maps(self, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
         for name in names:
-            yield name, label_maps.read(self.files(name)[0], len(self.words))
+            yield (
+                name,
+                label_maps.read(self.files(name)[0], len(self.words), self.reading.megapixels),
+            )
 
     def _write_sheet(self, names: Sequence[str]) -> None:
         examples, present = [], set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fmbseg_jax import machine
 from fmbseg_jax.answers import Answers
 from fmbseg_jax.colours import UNLABELLED
 from fmbseg_jax.errors import UserError
@@ -130,13 +132,28 @@ class _Gate:
 
         try:
             await self._app(scope, receive, sending)
-        except Exception as error:  # Gradio takes what it is sent for what its own page sends
+        except Exception as error:
             if scope["type"] != "http":
                 raise
-            print(f"A request was refused ({type(error).__name__}).", file=sys.stderr)
+            status, text = _refusal(error)
             if not begun:
-                answer = PlainTextResponse("This is not a request of this page.", 400)
-                await answer(scope, receive, send)
+                await PlainTextResponse(text, status)(scope, receive, send)
+
+
+def _refusal(error: Exception) -> tuple[int, str]:
+    """Status and text for a visitor whose request has failed; the log gets a line, or more.
+
+    Gradio takes what it is sent for what its own page sends, so most of them are the visitor's.
+    """
+    if machine.error_of(error, by_words=False):
+        print(f"A request could not be answered. {machine.sentence(error)}", file=sys.stderr)
+        return 507, "This server is short of room or memory. Try again later."
+    frames = traceback.extract_tb(error.__traceback__)
+    if Path(frames[-1].filename).is_relative_to(Path(__file__).parent):  # a fault of ours
+        traceback.print_exception(error)
+        return 500, "The page has failed; its log says why."
+    print(f"A request was refused ({type(error).__name__}).", file=sys.stderr)
+    return 400, "This is not a request of this page."
 
 
 def gate(names: frozenset[str]) -> Middleware:

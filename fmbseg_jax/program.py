@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import logging as standard_logging
 import os
 import re
 import sys
@@ -125,11 +124,10 @@ def _shown(message: Any) -> str:
 
 
 def _hush_what_was_left() -> None:
-    """Has Python say nothing of what a failed save or read has left, of which an error tells.
+    """Keeps Python from reporting what is left of a save or read whose error is reported anyway.
 
     tensorstore's threads report each array to an event loop that is closed, Orbax leaves the
-    coroutines of the other arrays, and asyncio a loop for which no file could be opened, or
-    futures that nobody has asked.
+    coroutines of the other arrays, and asyncio a loop for which no file could be opened.
     """
     usual = sys.unraisablehook
 
@@ -140,12 +138,7 @@ def _hush_what_was_left() -> None:
         if not (orbax or loop or str(unraisable.exc_value) == "Event loop is closed"):
             usual(unraisable)
 
-    def untold(record: Any) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        return error is None or machine.error_of(error) is None
-
     sys.unraisablehook = hook
-    standard_logging.getLogger("asyncio").addFilter(untold)
 
 
 def example() -> str:

@@ -88,5 +88,4 @@ class Saved:
     def label_maps(
         self, benchmark: Benchmark, classes: Classes, names: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        count = len(benchmark.words)
-        return {name: evaluation.read_prediction(self.folder, name, count) for name in names}
+        return {name: evaluation.read_prediction(self.folder, name, benchmark) for name in names}

@@ -20,7 +20,7 @@ import jax
 from etils import epath
 
 import fmbseg_jax
-from fmbseg_jax import program, sharding, trainer, training, workfolder
+from fmbseg_jax import model_facts, program, sharding, trainer, training, workfolder
 from fmbseg_jax.card import model_card
 from fmbseg_jax.config import Config, flatten, resolve
 from fmbseg_jax.data.example import read_metadata
@@ -63,6 +63,7 @@ def train(config: Config, workdir: Path) -> None:
         "mlp_ratio": config.train.mlp_ratio, "heads": config.train.heads,
     }  # fmt: skip
     model = describe(config, data, described, batches.steps)
+    model_facts.check(model, workdir / ("pseudo_labels" if online else "features"))
     objective = training.objective(
         config.train, described, batches.steps,
         encoder=data.encoder.module if data.encoder else None, mesh=mesh,

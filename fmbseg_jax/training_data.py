@@ -54,6 +54,11 @@ def open_cached(workdir: Path, threads: int = 1) -> TrainingData:
       UserError: no image has a labelled patch, or the first ones are damaged.
     """
     records, metadata = _open(workdir / "features")
+    if "vision" not in metadata:
+        raise UserError(
+            f"{workdir / 'features' / 'metadata.json'} lacks vision: source and hash of the "
+            "encoder that made the features (docs/data.md)."
+        )
     dtype, num_words = kept_as(workdir / "features"), len(metadata["words"])
 
     def read(i: int) -> Example:

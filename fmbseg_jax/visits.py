@@ -35,7 +35,7 @@ class Folder(NamedTuple):
 def folder() -> Iterator[Folder]:
     """Folders for this process alone, which go when the block ends.
 
-    What threads still write by then goes when a page is started again.
+    Whatever threads are still writing at that time goes when a page is started again.
     """
     prefix = f"{_PREFIX}{platform.node()}_{os.getpid()}_"
     with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as made:
@@ -52,7 +52,8 @@ def folder() -> Iterator[Folder]:
 
 def _sweep(folders: Folder, ended: threading.Event) -> None:
     while not ended.wait(_EVERY):
-        remove_old(folders, time.time() - KEPT)
+        with contextlib.suppress(OSError):  # no handle is free, for example: the next time then
+            remove_old(folders, time.time() - KEPT)
 
 
 def remove_old(folders: Folder, before: float) -> None:

@@ -100,9 +100,15 @@ def _alone(workdir: epath.Path) -> Iterator[None]:
     if is_remote(workdir):
         yield
         return
-    with open_to_append(workdir / ".lock") as file:
-        with contextlib.suppress(OSError):  # a file system without locks
+    lock = workdir / ".config.lock"  # `hold` may be holding the folder itself
+    with open_to_append(lock) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting for another program to let go of {lock} ...", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
         remove_abandoned(Path(workdir), alone=False)
         yield
 

@@ -24,7 +24,7 @@ def annotated_image(
             f"No label map at {path}. data.annotations holds NAME.png for each image NAME.jpg; "
             "give only images that have one."
         )
-    labels = label_maps.read(path, num_words)
+    labels = label_maps.read(path, num_words, reading.megapixels)
     if fault := label_maps.size_fault(labels, size, filename):
         raise UserError(f"{path} {fault}")
     return PseudoLabel(image=data, filename=filename, labels=labels)

@@ -187,7 +187,7 @@ def _load(folder: Path, source: str) -> Any:
         sizes = CLIPConfig(**towers, projection_dim=config.get("projection_dim", 512))
         model, report = load(folder, config=sizes, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # transformers raises many kinds on damaged files
-        machine.let_through(error, folder)
+        machine.let_through(error, folder, by_words=True)
         raise UserError(f"The CLIP model in {folder} cannot be loaded: {error}") from error
     surplus = [key for key in report["unexpected_keys"] if not key.endswith("position_ids")]
     if surplus:

@@ -76,7 +76,7 @@ def devices(name: str, workers: int = 0) -> list[str]:
     try:
         torch.zeros(1, device=found[0])
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        machine.let_through(error)
+        machine.let_through(error, by_words=True)
         raise UserError(
             f"label.device is {name!r}, which cannot be used here ({str(error).splitlines()[0]}). "
             "Give cpu, cuda, cuda:1, ..., or auto."

@@ -32,7 +32,7 @@ def load(path: str | Path, device: str = "cpu") -> Any:
     except KeyError as error:
         raise UserError(f"{path} is no SAM checkpoint: it has no tensor {error}.") from None
     except (AssertionError, RuntimeError, ValueError, ZeroDivisionError, TypeError) as error:
-        machine.let_through(error, path)
+        machine.let_through(error, path, by_words=True)
         raise UserError(f"{path} is no SAM checkpoint: its shapes do not fit ({error}).") from None
     _check(path, model.state_dict(), tensors)
     model.load_state_dict({name: t.float() for name, t in tensors.items()}, assign=True)
@@ -133,7 +133,7 @@ def read(source: str | Path) -> dict[str, torch.Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader raises many kinds
-        machine.let_through(error, path)
+        machine.let_through(error, path, by_words=True)
         raise UserError(
             f"{path} is no SAM checkpoint: torch cannot read it ({type(error).__name__}). It has "
             f"{path.stat().st_size:,} bytes, SAM ViT-B 375 million: fetch it again."
@@ -160,7 +160,7 @@ def _read_folder(folder: Path, source: str) -> dict[str, torch.Tensor]:
             else:
                 tensors |= torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # both libraries' readers raise many kinds
-            machine.let_through(error, path)
+            machine.let_through(error, path, by_words=True)
             raise UserError(f"{path} cannot be read ({error}). Fetch it again.") from None
     return {new: tensors[old] for old, new in sam_names.to_meta(tensors).items()}
 

@@ -474,6 +474,47 @@ def test_a_busy_page_that_is_interrupted_ends_in_peace(export, photo, tmp_path, 
     assert not list((tmp_path / "tmp").glob("fmbseg_page_*"))
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "logged"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/private/a.png"), 507, "Make room."),
+        (KeyError("data"), 400, "A request was refused (KeyError)."),
+        (OSError(errno.EMFILE, "Too many open files", "/private/a.png"), 507, "Raise the limit"),
+    ],
+)
+def test_a_request_that_fails_gets_a_sentence(error, status, logged, capsys):
+    """What the server lacks is not the visitor's fault, and its paths are not the visitor's."""
+    from starlette.applications import Starlette
+    from starlette.testclient import TestClient
+
+    from fmbseg_jax import page
+
+    async def failing(scope, receive, send):
+        raise error
+
+    app = Starlette(middleware=[page.gate(frozenset())])
+    app.router.mount("/", failing)
+    answer = TestClient(app).get("/")
+    assert answer.status_code == status and "/private" not in answer.text
+    told = capsys.readouterr().err
+    assert logged in told and "Traceback" not in told
+
+
+def test_one_look_that_fails_does_not_end_the_sweeper(monkeypatch):
+    looks, ended = [], threading.Event()
+
+    def look(*given):
+        looks.append(given)
+        if len(looks) == 3:
+            ended.set()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(visits, "remove_old", look)
+    monkeypatch.setattr(visits, "_EVERY", 0.001)
+    visits._sweep(visits.Folder(Path("a"), Path("b")), ended)
+    assert len(looks) == 3
+
+
 def test_app_errors(export, tmp_path):
     def error(*arguments):
         result = run("fmbseg_jax.app", *arguments, check=False)

@@ -498,11 +498,11 @@ def photograph(height, width):
         (changed(pseudo_label(), image=photograph(6, 8)), read_label, "its image 1.png 8 × 6"),
         (
             changed(pseudo_label(), labels=np.full((3, 4), 2, np.uint16)), read_label,
-            "has the word 2, of 2 words",
+            "has word index 2; there are 2 words",
         ),
         (
             changed(pseudo_label(), votes=np.zeros(3, np.int32)), read_label,
-            "found, votes of 1.png differ in their numbers",
+            "found, votes of 1.png have different lengths",
         ),
         (example.encode(features_of("1.png")), read_label, "It is no PseudoLabel"),
         (example.encode(features_of("1.png")), read_int8, "It is no Int8PatchFeatures"),
@@ -527,6 +527,8 @@ def test_a_label_map_that_claims_more_than_its_bytes_hold():
     png[16:24] = struct.pack(">II", 59_000, 59_000)
     png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
     with pytest.raises(UserError, match="59000 × 59000 pixels, which its .* bytes cannot hold"):
+        label_maps.decode(bytes(png), "a.png", 10**10)
+    with pytest.raises(UserError, match="59000 × 59000 pixels, more than the 178,000,000"):
         label_maps.decode(bytes(png), "a.png")
     large = label_maps.encode(np.zeros((4000, 5000), np.uint16))  # packed as far as it goes
     assert label_maps.decode(large, "a.png").shape == (4000, 5000)

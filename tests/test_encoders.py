@@ -55,10 +55,10 @@ def test_text_features_remember_their_words(clip, monkeypatch, tmp_path):
     features = TextFeatures(str(clip[0]))
     both = features(["sky", "grass"])
     np.testing.assert_array_equal(features(["grass", "sky"]), both[::-1])
-    assert len(list(tmp_path.rglob("*.npy"))) == 2
+    assert len(list(tmp_path.rglob("*.feature"))) == 2
     monkeypatch.setattr(encoders, "load_text", None)  # another process: the tower is not needed
     np.testing.assert_array_equal(TextFeatures(str(clip[0]))(["sky", "grass"]), both)
-    for path in tmp_path.rglob("*.npy"):
+    for path in tmp_path.rglob("*.feature"):
         path.write_bytes(path.read_bytes()[:70])
     with pytest.raises(TypeError):  # damaged: it would be encoded again
         TextFeatures(str(clip[0]))(["sky"])

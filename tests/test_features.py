@@ -272,7 +272,7 @@ def test_features_of_another_encoder_train(world, tmp_path):
     )
     run(tmp_path / "own.py", tmp_path / "scenes", tmp_path / "w" / "features", PYTHONPATH=str(ROOT))
     refused = run("train.py", *flags, check=False)
-    assert ".png has the word 16, of 15 words" in refused.stdout
+    assert ".png has word index 16; there are 15 words" in refused.stdout
 
 
 def test_two_processes_share_the_shards(with_features, world, tmp_path):

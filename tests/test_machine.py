@@ -57,7 +57,7 @@ def test_what_tells_of_the_machine(error, kind, code):
     assert type(machine.error_of(outer)) is type(found)
     if code != errno.EACCES:
         with pytest.raises(kind, match="the file"):
-            machine.let_through(OSError(code, "x") if code else error, "the file")
+            machine.let_through(OSError(code, "x") if code else error, "the file", by_words=True)
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=str)
@@ -250,7 +250,7 @@ def test_a_log_on_a_full_disk(tmp_path, capsys):
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     told = capsys.readouterr().err
     assert "File too large. The training goes on" in told
-    assert "Lost are its last lines, 1; nothing else is." in told
+    assert "Its last 1 lines are lost, and nothing else." in told
 
 
 # Texts of people
@@ -348,3 +348,22 @@ def test_damaged_facts(tmp_path):
 )
 def test_forms_of_json(value, form, fault):
     assert texts.fault(value, form) == fault
+
+
+@pytest.mark.parametrize("name", ["a.ppm", "a.jpg", "a.png"])
+@pytest.mark.parametrize("words", [b"bad_alloc", b"RESOURCE_EXHAUSTED"])
+def test_words_in_a_picture_are_no_error_of_the_machine(name, words):
+    """Pillow quotes what it cannot read; a run over a stranger's pictures would end there."""
+    data = b"P6\n" + words + b"xxx 3 255\n"
+    with pytest.raises(images.ImageError):
+        images.decode(data, images.USUAL, name)
+    assert images.size(data, name) == (0, 0) and not images.is_deep(data, name)
+
+
+@pytest.mark.parametrize("words", ["Permission denied", "No space left on device", "bad_alloc"])
+def test_words_in_weights_are_no_error_of_the_machine(words, tmp_path):
+    header = json.dumps({"x": {"dtype": words, "shape": [1], "data_offsets": [0, 4]}}).encode()
+    data = len(header).to_bytes(8, "little") + header + b"\0" * 4
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(UserError, match="model.safetensors is damaged"):
+        weights.read_files(tmp_path)

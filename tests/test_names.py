@@ -187,7 +187,7 @@ def test_no_control_character_comes_from_a_name(control, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "for names with control characters: 1, such as " in told
     assert control not in told
-    with pytest.raises(UserError, match="without control characters"):
+    with pytest.raises(UserError, match="has control characters"):
         files.inside(f"sub/{control}.png", "A record")
     with pytest.raises(UserError, match="Rename the image"):
         finding.find(str(tmp_path / f"{control}.png"), tmp_path / "out")

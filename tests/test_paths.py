@@ -139,7 +139,7 @@ def test_an_export_that_cannot_be_read_takes_no_place(old, monkeypatch):
 @pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt])
 def test_a_rename_that_fails_leaves_the_old_one(old, monkeypatch, fails, kind):
     rename, calls = Path.rename, []
-    monkeypatch.setattr(replacing, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(replacing, "_exchanged", lambda new, old: False)
 
     def refused(self, target):
         calls.append(self)
@@ -236,6 +236,7 @@ def test_nothing_is_written_on_through_a_link(tmp_path, make):
     private.write_text("kept")
     (tmp_path / "work").mkdir()
     make(private, tmp_path / "work" / ".lock")
+    make(private, tmp_path / "work" / ".config.lock")
     make(private, tmp_path / "work" / "made_from.jsonl")
     for act in (
         lambda: workfolder.hold(tmp_path / "work").__enter__(),
@@ -271,3 +272,60 @@ def test_a_claim_removes_what_killed_ones_left(tmp_path):
     workfolder.claim(tmp_path, Config(seed=1), ("seed",), "stage/*")
     assert not left.exists()
     assert elsewhere.exists()  # another machine may be writing it
+
+
+def test_two_that_replace_one_folder_at_once(old):
+    """Neither sees the other's files; the last one wins."""
+    with replacing.replaced(old) as first:
+        (first / "a").touch()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(_replace, old, "b").result()
+        assert entries(old) == ["b"] and entries(first) == ["a"]
+    assert entries(old) == ["a"] and entries(old.parent) == ["export"]
+
+
+def _replace(folder, name):
+    with replacing.replaced(folder) as new:
+        (new / name).touch()
+
+
+def test_what_a_killed_one_left_of_a_folder_goes(old):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = Path(str(incomplete(old)).replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
+    (left / "params").mkdir(parents=True)
+    (left / "params" / "half").touch()
+    exported.save_export(old, export(1), "")
+    assert entries(old.parent) == ["export"]
+
+
+def test_a_file_where_a_folder_is_to_be(tmp_path):
+    (tmp_path / "export").write_text("kept")
+    with (
+        pytest.raises(UserError, match="export is a file"),
+        replacing.replaced(tmp_path / "export"),
+    ):
+        pass
+    assert (tmp_path / "export").read_text() == "kept" and entries(tmp_path) == ["export"]
+
+
+def test_a_line_after_one_that_was_cut(tmp_path):
+    """It begins on a line of its own: else the two would be one, and both be lost."""
+    sources = Sources(tmp_path / "made_from.jsonl")
+    sources.add("a.jpg", [[1, 2]])
+    whole = (tmp_path / "made_from.jsonl").read_bytes()
+    (tmp_path / "made_from.jsonl").write_bytes(whole + b'["b.jpg", [[1')
+    Sources(tmp_path / "made_from.jsonl").add("c.jpg", [[3, 4]])
+    again = Sources(tmp_path / "made_from.jsonl")
+    assert again._states == {"a.jpg": [[1, 2]], "c.jpg": [[3, 4]]}
+
+
+def test_a_claim_waits_for_another_and_says_so(tmp_path, capsys):
+    with ThreadPoolExecutor(1) as pool:
+        with workfolder._alone(tmp_path):
+            claimed = pool.submit(workfolder.claim, tmp_path, Config(), ("seed",), "stage/*")
+            while "Waiting for another program" not in capsys.readouterr().out:
+                assert not claimed.done()
+        assert claimed.result(timeout=60) == tmp_path
+    with workfolder.hold(tmp_path):  # the folder itself may be somebody's
+        workfolder.claim(tmp_path, Config(), ("seed",), "stage/*")

@@ -74,7 +74,7 @@ def test_more_or_fewer_shards_than_were_written(dataset):
         ("dataset_info.json", lambda text: text.replace("shardLengths", "more"), "shardLengths"),
         ("dataset_info.json", lambda text: "[1]", "it is no object"),
         ("dataset_info.json", lambda text: "[" * 100_000, "is damaged"),
-        ("features.json", lambda text: text.replace("float16", "float17"), "patches are .float17."),
+        ("features.json", lambda text: text.replace("float16", "float17"), "kept as .float17."),
         ("features.json", lambda text: "{}", "it lacks featuresDict"),
         ("metadata.json", lambda text: "nothing", "metadata.json is damaged"),
     ],

@@ -126,7 +126,7 @@ def test_the_record_with_a_word_that_is_not_there_is_named(tmp_path, monkeypatch
     examples[4].labels[0] = 2
     write(tmp_path / "features", examples, monkeypatch)
     data = training_data.open_cached(tmp_path)
-    with pytest.raises(UserError, match=r"-00001-of-00002, record 1: 4\.png has the word 2, of 2"):
+    with pytest.raises(UserError, match=r"-00001-of-00002, record 1: 4\.png has word index 2;"):
         data.read(4)
 
 

@@ -1,4 +1,4 @@
-"""Files that are written on, run after run; never through a link."""
+"""Files that grow line by line over several runs; never written through a link."""
 
 from __future__ import annotations
 
@@ -41,12 +41,17 @@ def open_to_append(path: str | os.PathLike) -> BinaryIO:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Adds to the end of a file, all or nothing: what a full disk took of it is taken back."""
+    """Adds whole lines to the end of a file; what a full disk took of them is taken back.
+
+    Where a kill has cut the last line that was there, they begin on a new one.
+    """
     with naming(path), open_to_append(path) as file:
         end = file.seek(0, os.SEEK_END)
+        if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+            data = b"\n" + data
         try:
             while data:
                 data = data[file.write(data) :]
-        except OSError:
+        except BaseException:  # Ctrl-C, too
             file.truncate(end)
             raise

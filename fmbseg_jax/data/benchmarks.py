@@ -104,7 +104,7 @@ def open_folder(root: str | Path, reading: images.Reading = images.USUAL) -> Ben
         for name, png in names.items()
     }
     _check_labels(root, files)
-    read = functools.partial(label_maps.read, num_words=len(words))
+    read = functools.partial(label_maps.read, num_words=len(words), megapixels=reading.megapixels)
     return Benchmark(root.resolve().name, root, words, files, read, "labels/{}", reading=reading)
 
 

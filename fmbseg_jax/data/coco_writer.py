@@ -36,20 +36,22 @@ def write(
     }
     unfinished, listed, count = Path(incomplete(path)), [], 0
     try:
-        with naming(path), tempfile.TemporaryFile("w+", dir=path.parent) as annotations:
+        with tempfile.TemporaryFile("w+", dir=path.parent) as annotations:
             for number, (name, labels) in enumerate(maps, 1):
                 height, width = labels.shape
                 listed.append({"id": number, "file_name": name, "height": height, "width": width})
                 for index in np.unique(labels[labels < len(words)]):
                     comma, count = ",\n" if count else "", count + 1
                     ids = {"id": count, "image_id": number, "category_id": int(index) + 1}
-                    annotations.write(comma + json.dumps(ids | _mask(labels == index)))
-            annotations.seek(0)
-            with open(unfinished, "w") as file:
+                    with naming(path):
+                        annotations.write(comma + json.dumps(ids | _mask(labels == index)))
+            with naming(path), open(unfinished, "w") as file:
+                annotations.seek(0)
                 file.write(json.dumps(facts | {"images": listed})[:-1] + ', "annotations": [\n')
                 shutil.copyfileobj(annotations, file)
                 file.write("\n]}\n")
-        unfinished.replace(path)
+        with naming(path):
+            unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
 

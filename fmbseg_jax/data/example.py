@@ -19,7 +19,7 @@ from etils import epath
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from fmbseg_jax import machine
-from fmbseg_jax.data import label_maps, records
+from fmbseg_jax.data import images, label_maps, records
 from fmbseg_jax.data.files import inside, write_atomically
 from fmbseg_jax.data.tfrecord import RecordSource
 from fmbseg_jax.errors import UserError
@@ -202,13 +202,20 @@ def is_finite(numbers: np.ndarray) -> bool:
 def decode_pseudo_label(record: bytes) -> PseudoLabel:
     """The inverse of `encode`; raises UserError where the record is no whole PseudoLabel."""
     values = _values(PseudoLabel, record)
-    values["labels"] = label_maps.decode(values["labels"], values["filename"])
+    values["labels"] = _decoded_labels(values)
     label = PseudoLabel(**values)
     for names in (("found", "votes"), ("mask_words", "mask_scores", "mask_stages"),
                   ("points", "point_words")):  # fmt: skip
         if len({len(values[name]) for name in names}) > 1:
-            raise UserError(f"{', '.join(names)} of {label.filename} differ in their numbers.")
+            raise UserError(f"{', '.join(names)} of {label.filename} have different lengths.")
     return label
+
+
+def _decoded_labels(values: dict[str, Any]) -> np.ndarray:
+    """The label map of a record, which may have no more pixels than its image says it has."""
+    height, width = images.size(values["image"], values["filename"])
+    most = {"most": height * width} if height else {}  # reading the image says what is wrong
+    return label_maps.decode(values["labels"], values["filename"], **most)
 
 
 def decode_patch_features(record: bytes, kept_as: str = "float16") -> PatchFeatures:
@@ -262,8 +269,8 @@ def _check_words(record: PseudoLabel | PatchFeatures, num_words: int) -> None:
     highest = record.labels[record.labels != IGNORE].max(initial=0)
     if highest >= num_words:
         raise UserError(
-            f"{record.filename} has the word {highest}, of {num_words} words. Labels are indices "
-            f"into the words, or {IGNORE}."
+            f"{record.filename} has word index {highest}; there are {num_words} words. Labels are "
+            f"indices into the words, or {IGNORE}."
         )
 
 
@@ -364,7 +371,7 @@ def read_metadata(folder: epath.PathLike) -> dict[str, Any]:
 
 _METADATA = {
     "words": [str],
-    "config?": {str: object},
+    "config?": {"label.template?": str, "data.deep?": str},
     "vision?": {"source": str, "hash": str},
     "deep?": (int, str),
 }

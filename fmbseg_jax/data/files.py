@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
@@ -50,9 +51,9 @@ def inside(name: str, source: str) -> str:
     parts = name.replace("\\", "/").split("/")
     if not name.strip() or ".." in parts or parts[0] == "" or printable(name) != name:
         raise UserError(
-            f"{source} names the image {name!r}, which may lie outside its folder, or upset a "
-            "terminal. Names are relative, such as sub/a.jpg, without control characters; do "
-            "not use files of people you do not trust."
+            f"{source} names the image {name!r}, which may lie outside its folder, or has "
+            "control characters. Names are relative and plain, such as sub/a.jpg; do not "
+            "use files of people you do not trust."
         )
     return name
 
@@ -118,9 +119,9 @@ def _tell(error: OSError) -> None:
 
 @contextlib.contextmanager
 def naming(path: epath.PathLike) -> Iterator[None]:
-    """Has errors of the system name the file that is written, which those of a full disk do not.
+    """Gives errors of the system the name of the file that is written.
 
-    Where they name another, its unfinished copy, they name the file itself.
+    That of a full disk has none, and others have that of its unfinished copy.
     """
     try:
         yield
@@ -146,8 +147,9 @@ def write_atomically(path: epath.PathLike, data: bytes) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def incomplete(path: epath.Path) -> epath.Path:
-    """The name of a file while this thread writes it; short, however long the file's own is."""
+def incomplete(path: epath.PathLike) -> epath.Path:
+    """The name of a file or folder while this thread writes it; short, however long its own is."""
+    path = epath.Path(path)
     name = hashlib.blake2b(os.fsencode(path.name), digest_size=6).hexdigest()
     writer = f"{platform.node()}-{os.getpid()}-{threading.get_ident()}"
     return path.with_name(f"{name}.{writer}.incomplete")
@@ -169,7 +171,9 @@ def remove_abandoned(folder: Path, *, alone: bool = True) -> None:
             left = alone
         else:
             left = not is_other_process(process) and (alone or process != os.getpid())
-        if left:
+        if left and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif left:
             path.unlink(missing_ok=True)
 
 

@@ -11,9 +11,11 @@ from PIL import Image, ImageOps
 
 from fmbseg_jax import machine
 from fmbseg_jax.data import opening, spelling
-from fmbseg_jax.data.images import EXTENSIONS, LONGEST, Reading, decode_named
+from fmbseg_jax.data.images import EXTENSIONS, LONGEST, USUAL, Reading, decode_named
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
+
+_MOST = USUAL.megapixels * 1_000_000
 
 
 def path(folder: Path, name: str) -> Path:
@@ -54,25 +56,29 @@ def encode_coloured(labels: np.ndarray, colours: np.ndarray, unlabelled: Sequenc
     return buffer.getvalue()
 
 
-def decode(data: bytes, source: str) -> np.ndarray:
+def decode(data: bytes, source: str, most: int = _MOST) -> np.ndarray:
     """The inverse of `encode`.
 
     Args:
-      source: where it was read, for the message.
+      source: the name of its image, for the message.
+      most: the most pixels that it may have, those of its image.
 
     Raises:
-      UserError: it is no PNG of one channel, or damaged.
+      UserError: it is no PNG of one channel, damaged, or too large.
     """
-    return _values(data, f"The label map of {source}").astype(np.uint16)
+    return _values(data, f"The label map of {source}", most).astype(np.uint16)
 
 
-def read(file: str | Path, num_words: int) -> np.ndarray:
+def read(file: str | Path, num_words: int, megapixels: int = USUAL.megapixels) -> np.ndarray:
     """Any label PNG, grey (1 to 16 bits) or palette → uint16 [H, W]; 255 of 8 bits is IGNORE.
+
+    Args:
+      megapixels: the most that it may have, as its image.
 
     Raises:
       UserError: as `read_values`, or the map has an index of `num_words` or more.
     """
-    labels = read_values(file)
+    labels = read_values(file, megapixels)
     if labels.dtype == np.uint8:
         labels = np.where(labels == 255, IGNORE, labels.astype(np.uint16))
     wrong = labels[(labels != IGNORE) & (labels >= num_words)]
@@ -84,15 +90,16 @@ def read(file: str | Path, num_words: int) -> np.ndarray:
     return labels.astype(np.uint16)
 
 
-def read_values(file: str | Path) -> np.ndarray:
+def read_values(file: str | Path, megapixels: int = USUAL.megapixels) -> np.ndarray:
     """Any PNG of one channel → its values [H, W], uint8, or uint16 where it has 16 bits.
 
     Upright, should it have an EXIF rotation.
 
     Raises:
-      UserError: there is no such file, it is no PNG, is damaged, or has several channels.
+      UserError: there is no such file, it is no PNG, is damaged, too large, or has several
+        channels.
     """
-    return _values(read_bytes(file), f"The label map {file}")
+    return _values(read_bytes(file), f"The label map {file}", megapixels * 1_000_000)
 
 
 def read_bytes(file: str | Path) -> bytes:
@@ -105,11 +112,12 @@ def read_bytes(file: str | Path) -> bytes:
         raise UserError(f"The label map {file} cannot be read: {error.strerror}.") from None
 
 
-def png(data: bytes, source: str) -> Image.Image:
+def png(data: bytes, source: str, most: int = _MOST) -> Image.Image:
     """A PNG that is not decoded yet; others lose values, or hold more than one image.
 
     Args:
       source: what it is, for the message.
+      most: the most pixels that it may have: a small file may claim to be a huge map.
 
     Raises:
       UserError: it is something else.
@@ -128,6 +136,11 @@ def png(data: bytes, source: str) -> Image.Image:
         raise UserError(f"{source} cannot be read: {error}.") from None
     if max(image.size) > LONGEST:
         raise UserError(f"{source} is {max(image.size)} pixels long; {LONGEST} are possible.")
+    if image.width * image.height > most:
+        raise UserError(
+            f"{source} has {image.width} × {image.height} pixels, more than the {most:,} that its "
+            "image may have."
+        )
     if image.width * image.height > _MOST_IN_A_BYTE * len(data):
         raise UserError(
             f"{source} cannot be read: it says that it is {image.width} × {image.height} pixels, "
@@ -140,8 +153,8 @@ _MOST_IN_A_BYTE = 8 * 1032
 """Pixels of a PNG, of a bit each, in a byte: deflate packs up to 1032 bytes into one."""
 
 
-def _values(data: bytes, source: str) -> np.ndarray:
-    with png(data, source) as image:
+def _values(data: bytes, source: str, most: int) -> np.ndarray:
+    with png(data, source, most) as image:
         mode, lies_in = image.mode, opening.raw_mode(image)
         _check_channels(image, source)
         try:

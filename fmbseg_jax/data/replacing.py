@@ -12,6 +12,7 @@ import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from fmbseg_jax.data.files import incomplete, remove_abandoned
 from fmbseg_jax.errors import UserError
 
 
@@ -22,19 +23,25 @@ def replaced(folder: Path) -> Iterator[Path]:
     Where the block fails, nothing is left of it. Linux and macOS exchange the two folders at once;
     where a file system cannot, the old one is moved aside first, and goes last. So whenever this is
     killed, one of the two is there, whole. If it was killed between the two, the next call gives
-    the old one its name back.
+    the old one its name back. Of two programs that replace one folder at once, the last one wins.
+
+    Raises:
+      UserError: there is a file in its place.
     """
     folder = folder.resolve()  # of a link, the folder that it leads to
-    unfinished, old = folder.with_name(f"{folder.name}.incomplete"), moved_aside(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, where a folder is to be written. Move it away.")
+    unfinished, old = Path(incomplete(folder)), moved_aside(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(folder.parent, alone=False)
     if old.exists() and not folder.exists():
         old.rename(folder)
     for left in (unfinished, old):
-        if left.exists():
-            shutil.rmtree(left)
-    unfinished.mkdir(parents=True)
+        shutil.rmtree(left, ignore_errors=True)
+    unfinished.mkdir()
     try:
         yield unfinished
-        if not (folder.exists() and _exchange(unfinished, folder)):
+        if not (folder.exists() and _exchanged(unfinished, folder)):
             _move(unfinished, folder, old)
     finally:
         for left in (unfinished, old):  # what was not finished, or what it has replaced
@@ -66,18 +73,18 @@ _EXCHANGE = 2
 _CANNOT = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM}
 
 
-def _exchange(one: Path, other: Path) -> bool:
-    """Two folders get each other's name at once; False where the file system cannot do that."""
+def _exchanged(new: Path, old: Path) -> bool:
+    """Has two folders get each other's name at once; False where the file system cannot do that."""
     system = ctypes.CDLL(None, use_errno=True)
     exchange = getattr(system, "renameat2" if sys.platform == "linux" else "renameatx_np", None)
     if exchange is None:
         return False
-    if exchange(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+    if exchange(_HERE, os.fsencode(new), _HERE, os.fsencode(old), _EXCHANGE) == 0:
         return True
     number = ctypes.get_errno()
     if number in _CANNOT:
         return False
-    raise OSError(number, os.strerror(number), str(other))
+    raise OSError(number, os.strerror(number), str(old))
 
 
 def copy(folder: Path, new: Path, without: Collection[str] = ()) -> None:

@@ -18,6 +18,8 @@ def printable(text: str) -> str:
     What a terminal would obey, or what would begin a line or a column, is shown as `\\x1b`, and so
     are the marks that let a line be read in another order.
     """
+    if text.isprintable():
+        return text
     return "".join(letter if _is_shown(letter) else _escaped(letter) for letter in text)
 
 
@@ -29,8 +31,8 @@ def _is_shown(letter: str) -> bool:
 
 _ESCAPED = "Cc", "Zl", "Zp", "Cs"
 """Unicode's categories of control characters, ends of lines and halves of a letter."""
-_ORDERS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""Marks of Unicode that change the order in which a line is read."""
+_ORDERS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Unicode's embeddings, overrides and isolates: they change the order in which a line is read."""
 
 
 def _escaped(letter: str) -> str:
