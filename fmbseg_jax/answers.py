@@ -72,7 +72,7 @@ class Answers:
         """
         listed = split(words)
         for name, value in (("Opacity", opacity), ("Background", threshold)):
-            if not isinstance(value, int | float) or not 0 <= value <= 1:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise UserError(f"{name} is a number from 0 to 1; got {str(value)[:30]}.")
         palette = colours.palette(len(listed))
         with self._opened(path) as (image, note):

@@ -38,6 +38,8 @@ from fmbseg_jax.loading import load
 from fmbseg_jax.models import weights
 from fmbseg_jax.segmenter import Segmenter
 
+_LARGEST = 16_000_000
+"""Pixels of the images that a program is written for; all their windows are in memory at once."""
 _ARTIFACTS = "aligner.safetensors", "aligner.json", "similarities.stablehlo", "similarities.json"
 
 
@@ -81,6 +83,10 @@ def _size(argument: list[str], window: int) -> tuple[int, int]:
     if len(argument) != 2 or not all(part.isdecimal() for part in argument):
         raise UserError(f"--size is H,W in pixels, such as {window},{window}; got {argument}.")
     height, width = map(int, argument)
+    if height * width > _LARGEST:
+        raise UserError(
+            f"--size={height},{width} has {height * width:,} pixels; {_LARGEST:,} are possible."
+        )
     if min(height, width) < window:
         raise UserError(
             f"--size={height},{width} is smaller than the model's window of {window} pixels. "
@@ -116,7 +122,7 @@ def main() -> None:
     model = exported.read_model(folder)
     if not FLAGS.out and not Path(FLAGS.model).exists():
         raise UserError(f"{FLAGS.model} is on the hub: give --out=FOLDER for a copy of it.")
-    out = workfolder.local(FLAGS.out, "--out") if FLAGS.out else folder
+    out = workfolder.local(FLAGS.out, "--out").resolve() if FLAGS.out else folder
     _check_out(folder, out)
     if FLAGS.push:
         hub.check_id(FLAGS.push)  # before anything is made

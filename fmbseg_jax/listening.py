@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import re
 import socket
 from collections.abc import Iterable, MutableMapping
 
@@ -49,9 +50,8 @@ def names(host: str, others: Iterable[str]) -> frozenset[str]:
 
 def host_of(header: str) -> str:
     """The host in a Host header, which may have a port: `[::1]:7860` → `::1`."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0].lower()
-    return header.partition(":")[0].lower().rstrip(".")
+    found = re.fullmatch(r"(?:\[([\da-f:.]+)\]|([\w.-]+))(?::\d+)?", header.lower())
+    return (found[1] or found[2]).rstrip(".") if found else header[:100]
 
 
 def in_address(host: str) -> str:

@@ -35,6 +35,10 @@ def load(
       UserError: the folder is no export, an encoder cannot be found or is another one, or JAX has
         no device.
     """
+    if not isinstance(protocol, config_lib.Eval | Mapping | None):
+        raise UserError(
+            f'The protocol is a dict of fields of Eval, {{"batch_size": 64}}; got {protocol!r}.'
+        )
     folder = exported.locate(path)
     while True:
         model = exported.read_model(folder)

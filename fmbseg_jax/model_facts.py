@@ -12,13 +12,15 @@ from etils import epath
 
 from fmbseg_jax import texts
 from fmbseg_jax.config_checks import AT_MOST
-from fmbseg_jax.data.replacing import moved_aside
+from fmbseg_jax.data.replacing import files_of, moved_aside
 from fmbseg_jax.data.spelling import printable
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.hub import COMMIT
 from fmbseg_jax.models.aligner import KINDS
 from fmbseg_jax.vocabulary import IGNORE
 
+_DESCRIPTIONS = "_", "manifest"
+_LONGEST = 4096  # letters of a word, and of a path
 _LARGEST = 16_000_000  # bytes; with 65,535 words it has 2 million
 _SIZES = {
     "output": 65_536, "mlp_ratio": AT_MOST["train.mlp_ratio"], "heads": AT_MOST["train.heads"],
@@ -27,9 +29,19 @@ _SIZES = {
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """By path in the folder, the size of each file."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    """By path in the folder, the size of each file.
+
+    Raises:
+      UserError: something there is no file of its own, or one of Orbax's descriptions is huge;
+        reading it would never end.
+    """
+    found = {}
+    for path in files_of(folder):
+        size = path.stat().st_size
+        if path.name.startswith(_DESCRIPTIONS) and size > _LARGEST:
+            raise UserError(f"{path} has {size:,} bytes, and {_LARGEST:,} at most. Fetch it again.")
+        found[path.relative_to(folder).as_posix()] = size
+    return found
 
 
 _FORM: dict[str, type] = {
@@ -97,7 +109,7 @@ def check(model: dict[str, Any], made_of: epath.PathLike) -> None:
 
 def _is_line(value: Any) -> bool:
     """Whether this is a string that a terminal can show."""
-    return isinstance(value, str) and printable(value) == value
+    return isinstance(value, str) and len(value) <= _LONGEST and printable(value) == value
 
 
 def _faults(model: Any) -> Iterator[str]:

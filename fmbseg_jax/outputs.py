@@ -140,7 +140,7 @@ class Outputs:
     def _write_sheet(self, names: Sequence[str]) -> None:
         examples, present = [], set()
         for name, labels in self._maps(names):
-            image = images.decode((self.images / name).read_bytes(), self.reading, name)
+            image = images.decode(files.read_file(self.images / name), self.reading, name)
             pair = image, figures.overlay(image, labels, len(self.words))
             examples.append([figures.fit(one, _TILE) for one in pair])  # large ones are not kept
             present |= set(np.unique(labels).tolist())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import gradio.queueing
 import numpy as np
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -35,6 +36,17 @@ CSS = """
 footer { display: none !important }
 """
 _BACKGROUND = ";"  # stands for it among the words, of which none can be called so
+
+
+class _Quiet:
+    """What Gradio prints its tracebacks by: they would have what visitors type in them."""
+
+    @staticmethod
+    def print_exc() -> None:
+        print(f"A request has failed ({type(sys.exception()).__name__}).", file=sys.stderr)
+
+
+gradio.queueing.traceback = _Quiet  # type: ignore[assignment]
 
 
 def build(
@@ -110,6 +122,13 @@ def build(
     return page
 
 
+_LARGEST = 1_000_000  # bytes of a request that is no upload: words, numbers and names of files
+
+
+class _TooLarge(Exception):
+    """A request is larger than any that the page sends."""
+
+
 class _Gate:
     """Answers requests to known hosts only, and in a sentence those that no page would send."""
 
@@ -118,12 +137,22 @@ class _Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._names and scope["type"] in ("http", "websocket"):
-            name = host_of(Headers(scope=scope).get("host", ""))
-            if name not in self._names:
-                answer = PlainTextResponse(f"This page is not called {name!r}: see --names.", 421)
-                await answer(scope, receive, send)
+            given = Headers(scope=scope)
+            hosts = [given.get("host", ""), *given.getlist("x-forwarded-host")]
+            if unknown := [name for name in map(host_of, hosts) if name not in self._names]:
+                text = f"This page is not called {unknown[0]!r}: see --names."
+                await PlainTextResponse(text, 421)(scope, receive, send)
                 return
-        begun = False
+        begun, size = False, 0
+        bounded = not scope.get("path", "").endswith("/upload")  # those have a bound of their own
+
+        async def receiving() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if bounded and size > _LARGEST:
+                raise _TooLarge
+            return message
 
         async def sending(message: Message) -> None:
             nonlocal begun
@@ -131,7 +160,7 @@ class _Gate:
             await send(message)
 
         try:
-            await self._app(scope, receive, sending)
+            await self._app(scope, receiving, sending)
         except Exception as error:
             if scope["type"] != "http":
                 raise
@@ -145,6 +174,9 @@ def _refusal(error: Exception) -> tuple[int, str]:
 
     Gradio takes what it is sent for what its own page sends, so most of them are the visitor's.
     """
+    if isinstance(error, _TooLarge):
+        print(f"A request of more than {_LARGEST:,} bytes was refused.", file=sys.stderr)
+        return 413, f"A request to this page has up to {_LARGEST:,} bytes."
     if machine.error_of(error, by_words=False):
         print(f"A request could not be answered. {machine.sentence(error)}", file=sys.stderr)
         return 507, "This server is short of room or memory. Try again later."

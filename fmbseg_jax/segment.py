@@ -70,7 +70,7 @@ def segment_images(
     def read(i: int) -> _Read | UserError:
         path = found.folder / todo[i]
         try:
-            made_from, data = state(path), path.read_bytes()
+            made_from, data = state(path), files.read_file(path)
             with room.take(math.prod(images.size(data, todo[i]))):
                 image = images.decode(data, reading, todo[i])
                 if images.is_deep(data, todo[i]):
@@ -98,7 +98,7 @@ def segment_images(
         name, made_from, prepared = one.key
         scores = None
         with room.take(one.labels.size):
-            image = images.decode((found.folder / name).read_bytes(), reading, name)
+            image = images.decode(files.read_file(found.folder / name), reading, name)
             if outputs.with_scores:
                 scores = by_pixel(prepared.layout, one.compared, classes, np.float16)
             outputs.write(name, made_from, image, one.final, scores)

@@ -81,7 +81,8 @@ def parse(data: bytes, form: Any) -> Any:
     except RecursionError:
         reason = "it is nested too deeply"
     except ValueError as error:
-        reason = f"it is not JSON ({error})"
+        too_long = "integer string conversion" in str(error)
+        reason = f"it is not JSON ({'a number of thousands of digits' if too_long else error})"
     if reason:
         raise ValueError(reason)
     return value

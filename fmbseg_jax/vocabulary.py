@@ -116,11 +116,16 @@ def read_templates(argument: str) -> tuple[str, ...]:
     """Templates, `a photo of a {}.`: one or several, a line each, or a text file of such lines.
 
     Raises:
-      UserError: there are more than `MOST_TEMPLATES`.
+      UserError: a line has not one place for the word, or there are more than `MOST_TEMPLATES`.
     """
     file = "{}" not in argument and os.path.isfile(argument)
     text = texts.read(argument) if file else argument
     templates = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if wrong := [line for line in templates if line.count("{}") != 1 or printable(line) != line]:
+        raise UserError(
+            f"A template is a line with one {{}} where the word goes; got {printable(wrong[0])!r}"
+            + (f" in {argument}." if file else ".")
+        )
     if len(templates) > MOST_TEMPLATES:
         raise UserError(
             f"These are {len(templates):,} templates; CLIP reads every word in each of them, and "

@@ -16,6 +16,7 @@ most its unfinished shard, which the next run makes again, and the sums are alwa
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from fmbseg_jax.config import Data
 from fmbseg_jax.data import example, images
 from fmbseg_jax.data.example import PseudoLabel
 from fmbseg_jax.data.files import is_remote, write_json, write_table
+from fmbseg_jax.data.files import read_file as read_local
 from fmbseg_jax.data.images import ImageError
 from fmbseg_jax.data.records import open_records
 from fmbseg_jax.data.sources import STATE, State, state
@@ -297,12 +299,16 @@ def read_file(folder: epath.PathLike, name: str) -> bytes:
     """
     for wait in _WAITS:
         try:
+            if not is_remote(folder):
+                return read_local(Path(folder, name))
             return (epath.Path(folder) / name).read_bytes()
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             raise ImageError(f"cannot be read: {error.strerror or error}") from None
         except MemoryError:
             raise
         except Exception as error:  # stores have their own kinds
+            if isinstance(error, OSError) and error.errno == errno.EINVAL:  # no time mends a pipe
+                raise ImageError(f"cannot be read: {error.strerror}") from None
             reason = error
             time.sleep(wait)
     raise UserError(

@@ -334,7 +334,7 @@ def test_a_visitor_gets_no_file_of_the_server(address, photo, tmp_path):
         assert "image.png" not in data
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1, 1.01, "much", None, []])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1, 1.01, "much", None, [], True])
 def test_numbers_that_no_slider_gives_are_refused(wrong, export, photo, tmp_path):
     answers = Answers(fmbseg_jax.load(export), photo.parent, tmp_path)
     with pytest.raises(UserError, match="Opacity is a number from 0 to 1"):
@@ -498,6 +498,44 @@ def test_a_request_that_fails_gets_a_sentence(error, status, logged, capsys):
     assert answer.status_code == status and "/private" not in answer.text
     told = capsys.readouterr().err
     assert logged in told and "Traceback" not in told
+
+
+def test_a_request_without_an_end_is_refused(address):
+    """By its size, whether it says so or not; of what is typed nothing is in the log."""
+    host, port = address.removeprefix("http://").strip("/").split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=60)
+    headers = {"Content-Type": "application/json", "Transfer-Encoding": "chunked"}
+    body = (b"x" * 100_000 for _ in range(1000))
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        connection.request("POST", "/gradio_api/call/segment", body, headers, encode_chunked=True)
+        assert connection.getresponse().status in (400, 413)
+    assert urllib.request.urlopen(address, timeout=60).status == 200
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["[127.0.0.1].evil.com", "[localhost", "[127.0.0.1]evil", "127.0.0.1:7991@evil.com", "a b", ""],
+)
+def test_a_host_that_is_none_is_not_known(header):
+    assert listening.host_of(header) not in listening.names("127.0.0.1", ["page.example"])
+
+
+def test_a_host_that_a_proxy_names_is_checked_too(address):
+    request = urllib.request.Request(address, headers={"X-Forwarded-Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=60)
+    assert refused.value.code == 421
+
+
+def test_what_is_typed_is_not_logged(export, photo):
+    output = []
+    with served(f"--model={export}", output=output) as address:
+        url = f"{address.rstrip('/')}/gradio_api/call/segment"
+        data = json.dumps({"data": [None, "MYSECRETWORD"]}).encode()
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        event = json.load(urllib.request.urlopen(request, timeout=60))["event_id"]
+        assert b"event: error" in urllib.request.urlopen(f"{url}/{event}", timeout=60).read()
+    assert "MYSECRETWORD" not in output[0] and "A request has failed" in output[0]
 
 
 def test_one_look_that_fails_does_not_end_the_sweeper(monkeypatch):

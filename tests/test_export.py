@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -182,6 +183,7 @@ def test_export_errors(export, tmp_path):
     model, out = f"--model={export}", f"--out={tmp_path / 'out'}"
     assert "smaller than the model's window of 70" in error(model, out, "--size=70,69")
     assert "--size is H,W in pixels" in error(model, out, "--size=70")
+    assert "16,000,000 are possible" in error(model, out, "--size=99999999999,99999999999")
     (tmp_path / "full").mkdir()
     assert "full is there already" in error(model, f"--out={tmp_path / 'full'}")
     assert "export.py is there already" in error(model, f"--out={ROOT / 'fmbseg_jax/export.py'}")
@@ -245,6 +247,27 @@ def test_an_export_that_is_replaced_while_it_is_read(world, tmp_path, monkeypatc
 
     monkeypatch.setattr(exported, "load_export", swap)
     assert fmbseg_jax.load(first).protocol["stride"] == 14
+
+
+@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "d/more"])
+def test_what_has_no_end_is_not_read(copy, name, tmp_path):
+    """Neither a pipe, a device, a link out of the export, nor a description of gigabytes."""
+    model = json.loads((copy / "model.json").read_text())
+    (copy / "model.json").write_text(json.dumps(model | {"params": {"files": {}, "hash": "x"}}))
+    path = copy / "params" / name
+    path.unlink(missing_ok=True)
+
+    def sparse(path):
+        with open(path, "wb") as file:
+            file.truncate(3 << 30)
+
+    made = [os.mkfifo, lambda path: path.symlink_to("/dev/zero")]
+    made.append(lambda path: path.symlink_to(tmp_path))
+    for make in made if "/" in name else [*made, sparse]:
+        make(path)
+        with pytest.raises(UserError, match="or is not a file|at most"):
+            fmbseg_jax.load(copy)
+        path.unlink()
 
 
 @pytest.fixture

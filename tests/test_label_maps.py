@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 
 import numpy as np
@@ -144,3 +145,13 @@ def test_what_the_truth_lacks_is_said(tmp_path, capsys):
     print_checks([check(open_folder(tmp_path))])
     assert "45.0% of the ground truth" in (told := capsys.readouterr().out)
     assert "every class has pixels" in told
+
+
+def test_a_pipe_and_a_huge_map_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(UserError, match="a.png cannot be read: It is a pipe or a device"):
+        label_maps.read(tmp_path / "a.png", 3)
+    (tmp_path / "b.png").write_bytes(label_maps.encode(np.zeros((1100, 1000), np.uint16)))
+    with pytest.raises(UserError, match="1000 × 1100 pixels, more than the 1,000,000"):
+        label_maps.read(tmp_path / "b.png", 3, megapixels=1)
+    assert label_maps.read(tmp_path / "b.png", 3, megapixels=2).shape == (1100, 1000)

@@ -1,5 +1,6 @@
 """Folders whose names look like patterns; folders that take the place of others."""
 
+import errno
 import json
 import os
 import platform
@@ -224,7 +225,7 @@ def test_a_copy_can_be_written_to_and_follows_no_link_out(tmp_path):
         os.mkfifo,
     ):
         make(folder / "part" / "bad")
-        with pytest.raises(UserError, match="part/bad leads out of .*, or is no file"):
+        with pytest.raises(UserError, match="part/bad leads out of .*, or is not a file"):
             replacing.copy(folder, new)
         (folder / "part" / "bad").unlink()
 
@@ -287,6 +288,28 @@ def test_two_that_replace_one_folder_at_once(old):
 def _replace(folder, name):
     with replacing.replaced(folder) as new:
         (new / name).touch()
+
+
+def test_a_folder_of_somebody_elses_stays(tmp_path):
+    """Only what was an export is taken for one that was moved aside."""
+    for name in ("export.being_replaced", "export.incomplete"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").touch()
+    with pytest.raises(UserError, match="being_replaced is in the way"):
+        _replace(tmp_path / "export", "a")
+    (tmp_path / "export.being_replaced").rename(tmp_path / "mine")
+    _replace(tmp_path / "export", "a")
+    assert entries(tmp_path) == ["export", "export.incomplete", "mine"]
+
+
+def test_a_disk_that_is_mounted_in_its_place(old, monkeypatch):
+    def busy(new, old):
+        raise OSError(errno.EBUSY, "Device or resource busy", str(old))
+
+    monkeypatch.setattr(replacing, "_exchanged", busy)
+    with pytest.raises(UserError, match="a disk is mounted there. Give another folder"):
+        _replace(old, "a")
+    np.testing.assert_array_equal(kernel(old), params()["kernel"])
 
 
 def test_what_a_killed_one_left_of_a_folder_goes(old):

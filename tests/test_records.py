@@ -1,6 +1,7 @@
 """Finished datasets: as many records as were written, and JSON that is only read."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -117,3 +118,9 @@ def test_programs_refuse_emptied_shards_and_mend_their_own(world, tmp_path):
         refused = run(program[0], *flags, *program[1:], check=False)
         assert refused.returncode == 1
         assert "00001-of-00002 has 0 of the 2 records that were written" in refused.stdout
+
+
+def test_a_pipe_in_the_place_of_a_shard_is_told(tmp_path):
+    os.mkfifo(tmp_path / tfrecord.shard_name("a", "train", 0, 1))
+    with pytest.raises(tfrecord.RecordError, match="is not a file"):
+        tfrecord.find_shards(tmp_path)

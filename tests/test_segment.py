@@ -55,9 +55,12 @@ def command(export, photos, out, words="sky, sail boat"):
 def test_segmenting_a_folder(export, photos, tmp_path):
     out = tmp_path / "out"
     segment = command(export, photos, out)
-    os.mkfifo(photos / "zz.png")  # whoever reads it waits, to be killed
+    more = [photos / f"zz{i:02d}.png" for i in range(40)]  # enough to be killed among them
+    for path in more:
+        Image.new("RGB", (400, 300), "red").save(path)
     assert killed(lambda: list((out / "labels").glob("*.png")), *segment, "--batch_size=1")
-    (photos / "zz.png").unlink()
+    for path in more:
+        path.unlink()
     output = run(*segment, fresh=True).stdout
     assert "skipped broken.jpg: cannot be read" in output
     assert "skipped: 2, listed in skipped.tsv." in output
@@ -411,3 +414,16 @@ def test_a_writer_that_fails_stops_the_rest():
         for i in range(100):
             writers.submit(write, i)
     assert len(written) < 100
+
+
+def test_pipes_and_devices_are_skipped(export, tmp_path):
+    """They would keep whoever reads them waiting, or have no end."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (90, 80), "red").save(folder / "a.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    run(*command(export, folder, tmp_path / "out"))
+    skipped = (tmp_path / "out" / "skipped.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in skipped] == ["pipe.png", "zero.png"]
+    assert all("a pipe or a device, not a file" in line for line in skipped)

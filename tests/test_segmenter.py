@@ -290,3 +290,12 @@ def test_a_forked_process_is_told_that_it_cannot(segmenter):
 def test_a_segmenter_says_why_it_cannot_be_pickled(segmenter, act):
     with pytest.raises(TypeError, match=r"call fmbseg_jax\.load\(path\) there"):
         act(segmenter)
+
+
+def test_wrong_protocols_are_refused(export):
+    for wrong in (5, "x", [("a", 1)]):
+        with pytest.raises(UserError, match="The protocol is a dict"):
+            fmbseg_jax.load(export, wrong)
+    for template in ("no braces", "{} and {}", "a {}\x1b[2J"):
+        with pytest.raises(UserError, match="A template is a line with one {}"):
+            fmbseg_jax.load(export, {"template": template})

@@ -74,7 +74,7 @@ def _advice(array: np.ndarray) -> str:
         return "It holds no numbers." + " segment_batch takes several images." * several
     if not array.size:
         return "It is empty."
-    if max(array.shape) > images.LONGEST:
+    if max(array.shape, default=0) > images.LONGEST:
         return f"A side has up to {images.LONGEST} pixels."
     return _advice_on_shape(array.shape) or _advice_on_values(array)
 

@@ -61,7 +61,7 @@ class Benchmark:
         """uint8 [H, W, 3]."""
         path = self.files[name][0]
         try:
-            return images.decode(path.read_bytes(), self.reading, path.name)
+            return images.decode(files.read_file(path), self.reading, path.name)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
         except images.ImageError as error:
@@ -70,6 +70,8 @@ class Benchmark:
     def is_deep(self, name: str) -> bool:
         """Whether an image has more than 8 bits a channel."""
         path = self.files[name][0]
+        if not path.is_file():  # `image` says why
+            return False
         try:
             with open(path, "rb") as file:
                 return images.is_deep(file, path.name)

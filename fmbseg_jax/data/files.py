@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import platform
 import re
 import shutil
+import stat
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
@@ -129,6 +131,25 @@ def naming(path: epath.PathLike) -> Iterator[None]:
         if error.errno is None or error.filename == str(path):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+    """The bytes of a file of this machine.
+
+    Raises:
+      OSError: it is not there, or is a pipe or a device, which may have no end; or it is larger
+        than any image.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "It is a pipe or a device, not a file", str(path))
+        if status.st_size > _LARGEST:
+            raise OSError(errno.EINVAL, f"It has {status.st_size:,} bytes", str(path))
+        return file.read()
+
+
+_LARGEST = 1 << 32
 
 
 def write_atomically(path: epath.PathLike, data: bytes) -> None:

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from fmbseg_jax import machine
 from fmbseg_jax.data import opening, spelling
+from fmbseg_jax.data.files import read_file
 from fmbseg_jax.data.images import EXTENSIONS, LONGEST, USUAL, Reading, decode_named
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
@@ -105,7 +106,7 @@ def read_values(file: str | Path, megapixels: int = USUAL.megapixels) -> np.ndar
 def read_bytes(file: str | Path) -> bytes:
     """The bytes of a label map; raises UserError where there are none to be read."""
     try:
-        return Path(file).read_bytes()
+        return read_file(file)
     except FileNotFoundError:
         raise UserError(f"No label map at {file}.") from None
     except OSError as error:

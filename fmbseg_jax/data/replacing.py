@@ -7,7 +7,6 @@ import ctypes
 import errno
 import os
 import shutil
-import stat
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -26,7 +25,8 @@ def replaced(folder: Path) -> Iterator[Path]:
     the old one its name back. Of two programs that replace one folder at once, the last one wins.
 
     Raises:
-      UserError: there is a file in its place.
+      UserError: there is a file in its place, a disk is mounted there, or something that is not
+        ours has the name that the old folder would be moved to.
     """
     folder = folder.resolve()  # of a link, the folder that it leads to
     if folder.exists() and not folder.is_dir():
@@ -34,6 +34,8 @@ def replaced(folder: Path) -> Iterator[Path]:
     unfinished, old = Path(incomplete(folder)), moved_aside(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(folder.parent, alone=False)
+    if old.exists() and not (old / "model.json").is_file():  # no export of ours: somebody's own
+        raise UserError(f"{old} is in the way. Move it, or give another folder.")
     if old.exists() and not folder.exists():
         old.rename(folder)
     for left in (unfinished, old):
@@ -43,6 +45,12 @@ def replaced(folder: Path) -> Iterator[Path]:
         yield unfinished
         if not (folder.exists() and _exchanged(unfinished, folder)):
             _move(unfinished, folder, old)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        raise UserError(
+            f"{folder} cannot be replaced as a whole: a disk is mounted there. Give another folder."
+        ) from error
     finally:
         for left in (unfinished, old):  # what was not finished, or what it has replaced
             if folder.exists() or left == unfinished:
@@ -96,21 +104,36 @@ def copy(folder: Path, new: Path, without: Collection[str] = ()) -> None:
       without: names in the folder itself that are left out.
 
     Raises:
-      UserError: a file is a link out of the folder, or no file; none of it would be the folder's.
+      UserError: as `files_of`.
     """
+    for path in files_of(folder, without):
+        target = new / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def files_of(folder: Path, without: Collection[str] = ()) -> Iterator[Path]:
+    """All files below a folder, sorted.
+
+    Args:
+      without: names in the folder itself that are left out.
+
+    Raises:
+      UserError: one is a link out of the folder, or no file; none of it would be the folder's.
+    """
+    roots = folder.resolve(), _blobs(folder)
     for path in _contents(folder):
-        name = path.relative_to(folder)
-        if str(name) in without:
+        if str(path.relative_to(folder)) in without:
             continue
         target = path.resolve()
-        own = any(target.is_relative_to(root) for root in (folder.resolve(), _blobs(folder)))
-        if not own or not stat.S_ISREG(target.stat().st_mode):
+        own = any(target.is_relative_to(root) for root in roots)
+        if not own or not target.is_file():
             raise UserError(
-                f"{path} leads out of {folder} (to {target}), or is no file. It may be of whoever "
-                "made that folder, and is not copied: delete it, or put the file itself there."
+                f"{path} leads out of {folder} (to {target}), or is not a file. It may be of "
+                "whoever made that folder, and is not read: delete it, or put the file itself "
+                "there."
             )
-        (new / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(target, new / name)
+        yield path
 
 
 def _contents(folder: Path) -> Iterator[Path]:
@@ -124,5 +147,7 @@ def _contents(folder: Path) -> Iterator[Path]:
 def _blobs(folder: Path) -> Path:
     """Where the hub's cache keeps the files that `models--USER--NAME/snapshots/REVISION` links."""
     folder = folder.resolve()
-    cached = folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--")
-    return folder.parents[1] / "blobs" if cached else folder
+    for snapshot in (folder, folder.parent):  # of an export, and of its params/
+        if snapshot.parent.name == "snapshots" and snapshot.parents[1].name[:8] == "models--":
+            return snapshot.parents[1] / "blobs"
+    return folder

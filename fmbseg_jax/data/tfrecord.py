@@ -75,6 +75,9 @@ def find_shards(folder: epath.PathLike, split: str = "train") -> list[epath.Path
             f"{', ...' if len(missing) > 5 else ''}. Run the stage that writes them again: it "
             "makes only what is missing."
         )
+    for path in () if is_remote(folder) else shards.values():
+        if not path.is_file():
+            raise RecordError(f"{path} is not a file. Run the stage that writes it again.")
     return [shards[i] for i in range(count)]
 
 
