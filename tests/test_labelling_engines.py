@@ -218,8 +218,6 @@ def test_a_damaged_shard_is_made_again(world, damage):
 
 def test_a_disk_that_does_not_answer_skips_nothing(world, monkeypatch):
     """An error of the disk is not one of the image: tried again, and then the run stops."""
-    from etils import epath
-
     answers = [OSError(5, "Input/output error"), OSError(5, "Input/output error"), b"image"]
     monkeypatch.setattr(dataset, "_WAITS", (0, 0, 0))
 
@@ -229,7 +227,7 @@ def test_a_disk_that_does_not_answer_skips_nothing(world, monkeypatch):
             raise answer
         return answer
 
-    monkeypatch.setattr(type(epath.Path(".")), "read_bytes", read)
+    monkeypatch.setattr(dataset, "read_local", read)
     assert dataset.read_file("photos", "a.jpg") == b"image"
     answers[:] = [OSError(5, "Input/output error")] * 3
     with pytest.raises(UserError, match=r"a\.jpg cannot be read, tried 3 times .*Input/output"):

@@ -227,15 +227,21 @@ def slow(*given):
     time.sleep(0 if len(read) <= 5 else 20)
     return stacked(*given)
 pipeline._stacked = slow
-sys.argv = sys.argv[1:]
+sys.path[0] = "."
 runpy.run_path("train.py", run_name="__main__")
 """
-    command = ["-c", slow, "train.py", *world.flags, *LONG, "--config.train.log_every=1"]
+    (tmp_path / "slow.py").write_text(slow)
+    command = [tmp_path / "slow.py", *world.flags, *LONG, "--config.train.log_every=1"]
     process = start(*command, f"--workdir={tmp_path}")
     wait_for(process, tmp_path, 5)
     told = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert wait_until(lambda: last_saved(tmp_path) == 5, process)
+    output = ""
+    while "stopped after step 5; its checkpoint is saved" not in output:
+        line = process.stdout.readline()
+        assert line, output
+        output += line
     assert time.monotonic() - told < 15
-    assert "stopped after step 5; its checkpoint is saved" in process.communicate(timeout=120)[0]
+    assert last_saved(tmp_path) == 5
+    process.communicate(timeout=120)
     assert process.returncode == 0

@@ -76,7 +76,7 @@ def find_shards(folder: epath.PathLike, split: str = "train") -> list[epath.Path
             "makes only what is missing."
         )
     for path in () if is_remote(folder) else shards.values():
-        if not path.is_file():
+        if not os.path.isfile(path):  # a pipe would keep whoever reads it waiting
             raise RecordError(f"{path} is not a file. Run the stage that writes it again.")
     return [shards[i] for i in range(count)]
 
