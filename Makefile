@@ -2,7 +2,7 @@
 # make test    lint, types and all tests
 # make lock    requirements.lock: the newest versions within the ranges, with their hashes
 # make pictures  the pictures of README and docs, after make demo
-# make attack  the attacks of the tests, ATTACK times as many (25: about an hour)
+# make attack  the attacks of the tests, ATTACK times as many (8: a quarter of an hour)
 #
 # Both make .venv first. PYTHON chooses the interpreter (3.11 or newer), WORK where results go.
 
@@ -10,7 +10,7 @@ PYTHON ?= python3
 WORK ?= work/toy
 DATA ?= data/toy
 TORCH ?= torch==2.13.0
-ATTACK ?= 25
+ATTACK ?= 8
 BIN := .venv/bin
 
 RUN := $(BIN)/python
