@@ -19,15 +19,16 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs import toy  # noqa: E402
-from fmbseg_jax import evaluation, program, workfolder  # noqa: E402
-from fmbseg_jax.classes import Classes  # noqa: E402
 from fmbseg_jax.data import label_maps  # noqa: E402
-from fmbseg_jax.data.benchmarks import open_folder  # noqa: E402
 from fmbseg_jax.data.example import decode_pseudo_label  # noqa: E402
 from fmbseg_jax.data.tfrecord import RecordSource, find_shards  # noqa: E402
-from fmbseg_jax.loading import load  # noqa: E402
-from fmbseg_jax.report import TITLES  # noqa: E402
+from fmbseg_jax.datasets.folder import open_folder
+from fmbseg_jax.evaluation import scoring
+from fmbseg_jax.evaluation.report import TITLES
+from fmbseg_jax.runs import program, workfolder
+from fmbseg_jax.sharing.loading import load
 from fmbseg_jax.train import CHECKPOINTS, train  # noqa: E402
+from fmbseg_jax.vocabulary.classes import Classes
 from toyworld import scenes  # noqa: E402
 
 LABELLED, UNSEEN = 160, 60
@@ -76,7 +77,7 @@ class Seed:
     def stage1(self, name: str) -> float:
         """mIoU of stage 1 as a segmenter of the unseen scenes."""
         predictions = self._stage1 / "predictions" / self._unseen.name / name
-        return evaluation.score_folder(self._unseen, predictions).miou
+        return scoring.score_folder(self._unseen, predictions).miou
 
     def labels_trained_on(self) -> float:
         """mIoU of the pseudo labels themselves, on the scenes that the aligner is trained on."""
@@ -87,7 +88,7 @@ class Seed:
             path = label_maps.path(folder, label.filename)
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(label_maps.encode(label.labels))
-        return evaluation.score_folder(open_folder(self._scenes), folder).miou
+        return scoring.score_folder(open_folder(self._scenes), folder).miou
 
     def aligner(self, name: str, changes: dict[str, object], truth: bool = False) -> float:
         """mIoU of the aligner that the toy config, so changed, trains."""
@@ -104,7 +105,7 @@ class Seed:
             train(config, workdir)
         segmenter = load(workdir / "export", config.eval)
         counts, classes = workdir / f"counts-{self._unseen.name}", Classes.of(self._unseen.words)
-        return evaluation.segment(segmenter, self._unseen, classes, counts, "aligner")[0].miou
+        return scoring.segment(segmenter, self._unseen, classes, counts, "aligner")[0].miou
 
 
 def main() -> None:

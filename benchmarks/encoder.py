@@ -35,9 +35,9 @@ ONLY = flags.DEFINE_enum("only", "", ["", "ours", "theirs"], "Run one alone, to 
 def ours(folder: Path, images: np.ndarray) -> Callable[[], Any]:
     import jax
 
-    from fmbseg_jax.models import encoders
+    from fmbseg_jax.encoders import loading
 
-    module, params = encoders.load_vision(str(folder), DTYPE.value)
+    module, params = loading.load_vision(str(folder), DTYPE.value)
     apply = jax.jit(lambda params, images: module.apply({"params": params}, images).patches)
     on_device = jax.device_put(images)
     return lambda: jax.block_until_ready(apply(params, on_device))
@@ -48,17 +48,17 @@ def scanned(folder: Path, images: np.ndarray) -> Callable[[], Any]:
     import jax
     import jax.numpy as jnp
 
-    from fmbseg_jax.models import encoders
-    from fmbseg_jax.models.transformer import Block
+    from fmbseg_jax.encoders import loading
+    from fmbseg_jax.nn.transformer import Block
 
-    module, params = encoders.load_vision(str(folder), DTYPE.value)
+    module, params = loading.load_vision(str(folder), DTYPE.value)
     blocks = [params["transformer"][f"block{i}"] for i in range(module.spec.transformer.depth)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
     block = Block(module.spec.transformer)
 
     @jax.jit
     def apply(params: Any, stacked: Any, images: Any) -> Any:
-        embedding = encoders.Embedding(module.spec)
+        embedding = loading.Embedding(module.spec)
         tokens = embedding.apply({"params": params["embedding"]}, images)
         return jax.lax.scan(
             lambda x, layer: (block.apply({"params": layer}, x), None), tokens, stacked
@@ -130,7 +130,7 @@ def save_random(folder: Path) -> None:
     import torch
     from transformers import Dinov2Config, Dinov2Model
 
-    from fmbseg_jax.models import specs
+    from fmbseg_jax.encoders import specs
 
     spec = specs.VISION[NAME.value]
     torch.manual_seed(0)
@@ -144,7 +144,7 @@ def save_random(folder: Path) -> None:
 
 def matmul_flops(size: int) -> float:
     """Floating-point operations of one image: two for each multiplication in a matrix product."""
-    from fmbseg_jax.models import specs
+    from fmbseg_jax.encoders import specs
 
     spec = specs.VISION[NAME.value]
     blocks, tokens = spec.transformer, (size // spec.patch) ** 2 + 1

@@ -70,10 +70,10 @@ class Ours:
     """Our segmenter and counts."""
 
     def __init__(self, folder: Path, photographs: Photographs):
-        from fmbseg_jax.classes import Classes
         from fmbseg_jax.config import Eval
-        from fmbseg_jax.dense import Aligned
-        from fmbseg_jax.segmenter import Segmenter
+        from fmbseg_jax.methods.method import Aligned
+        from fmbseg_jax.segmentation.segmenter import Segmenter
+        from fmbseg_jax.vocabulary.classes import Classes
 
         described = {"kind": "mlp", "output": OUTPUT, "mlp_ratio": 4, "heads": 1}
         model = {"aligner": described, "vision": {"hash": ""}}
@@ -88,13 +88,13 @@ class Ours:
 
     def evaluate(self, photographs: Photographs) -> tuple[list[np.ndarray], np.ndarray]:
         """Label maps, and the confusion matrix."""
-        from fmbseg_jax.data import pipeline
-        from fmbseg_jax.evaluation import Counts
+        from fmbseg_jax.evaluation.scoring import Counts
+        from fmbseg_jax.io.threads import in_order
 
         def read(i: int) -> Any:
             return i, self._segmenter.prepare(photographs.images[i])
 
-        prepared = pipeline.in_order(len(photographs.images), read, 2)
+        prepared = in_order(len(photographs.images), read, 2)
         found, total = [], np.zeros((WORDS.value, WORDS.value + 1), np.int64)
         for i, labels, *_ in self._segmenter.label_maps(prepared, self._classes):
             counts = Counts.of(labels, photographs.labels[i], WORDS.value)
@@ -103,7 +103,7 @@ class Ours:
         return found, total
 
     def stitch(self, similarities: Any, photographs: Photographs) -> Callable[[], Any]:
-        from fmbseg_jax.evaluation import Counts
+        from fmbseg_jax.evaluation.scoring import Counts
 
         layout = self._segmenter.prepare(photographs.images[0]).layout
 
@@ -192,7 +192,7 @@ class Plain:
 def save_random(folder: Path) -> None:
     from transformers import Dinov2Config, Dinov2Model
 
-    from fmbseg_jax.models import specs
+    from fmbseg_jax.encoders import specs
 
     spec = specs.VISION[NAME.value]
     config = Dinov2Config(

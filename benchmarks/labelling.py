@@ -32,10 +32,12 @@ from fmbseg_jax.config import Config  # noqa: E402
 from fmbseg_jax.data import finding, images  # noqa: E402
 from fmbseg_jax.pretrained import config_json  # noqa: E402
 from fmbseg_jax.vocabulary import IGNORE, prompts  # noqa: E402
-from labelling import clip, detection, models, sam, sam_checkpoint, stage1  # noqa: E402
+from labelling import clip, detection, models, stage1  # noqa: E402
 from labelling.compose import pixel_similarities  # noqa: E402
-from labelling.meta_sam import segment_anything  # noqa: E402
-from labelling.worker import ahead  # noqa: E402
+from labelling.sam import checkpoint as sam_checkpoint  # noqa: E402
+from labelling.sam import model as sam  # noqa: E402
+from labelling.sam.meta import segment_anything  # noqa: E402
+from labelling.shards.worker import ahead  # noqa: E402
 from toyworld import scenes  # noqa: E402
 
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed passes over the images, by each in turn.")
@@ -201,7 +203,8 @@ sys.path[:0] = ["."]
 import numpy as np
 from configs import toy
 from fmbseg_jax.vocabulary import read_words
-from labelling import clip, sam, stage1
+from labelling import clip, stage1
+from labelling.sam import model as sam
 def peak(): return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1e6
 config = toy.get_config()
 ours = stage1.Labeller(clip.Clip(config.models.clip), sam.Sam(config.models.sam),

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ablation import Seed  # noqa: E402
 
-from fmbseg_jax import program  # noqa: E402
+from fmbseg_jax.runs import program
 
 RATES = (0.03, 0.1, 0.3, 1.0)
 TEMPERATURES = (0.03, 0.05, 0.1)

@@ -27,9 +27,10 @@ from loss import IMAGES, PATCHES, ROUNDS, WIDTH, WORDS, naive_torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fmbseg_jax import sharding, training  # noqa: E402
-from fmbseg_jax.config import Train  # noqa: E402
-from fmbseg_jax.data.pipeline import Example, TrainBatches  # noqa: E402
+from fmbseg_jax.config import Train
+from fmbseg_jax.parallel.mesh import distribute, local_mesh
+from fmbseg_jax.training import step as training
+from fmbseg_jax.training.batches import Example, TrainBatches
 
 CHANNELS = flags.DEFINE_integer("channels", 1024, "Channels of a patch.")
 COMPUTE = flags.DEFINE_enum("compute", "float32", ["float32", "bfloat16"], "train.compute of ours.")
@@ -61,10 +62,10 @@ def ours(config: Train) -> Iterator[float]:
 
     batches = TrainBatches(STORED, read, seed=0, batch_size=config.batch_size, epochs=10_000)
     objective = objective_of(config, batches.steps)
-    mesh = sharding.local_mesh()
+    mesh = local_mesh()
     state = training.create_state(objective, 0, CHANNELS.value)
     for batch in iter(batches):
-        placed = sharding.distribute(mesh, batch)
+        placed = distribute(mesh, batch)
         state, metrics = training.train_step(state, placed, text, {}, objective=objective)
         yield float(metrics["loss"])
 

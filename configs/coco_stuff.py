@@ -11,7 +11,7 @@ paper's tables, and what each takes.
 """
 
 from fmbseg_jax.config import Config
-from fmbseg_jax.data import published
+from fmbseg_jax.datasets import published
 
 
 def get_config() -> Config:

@@ -19,8 +19,8 @@ from pathlib import Path
 from absl import flags
 from playwright.sync_api import sync_playwright
 
-from fmbseg_jax import program
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.runs import program
 
 DOCS = Path(__file__).resolve().parent
 _PAGE = "test_000001.png"  # sail boats on water below a sky

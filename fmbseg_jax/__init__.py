@@ -1,8 +1,8 @@
 """FMbSeg in JAX: semantic segmentation of any image by any words, learnt without annotation.
 
-`labelling/` (PyTorch) writes pseudo labels with CLIP and SAM; `features` runs the frozen vision
-encoder over them; `training` fits the aligner; `evaluation` scores it; `segmenter` puts it to work.
-Reading the package from `data/` to `metrics` is following the data.
+`labelling/` (PyTorch) writes pseudo labels with CLIP and SAM; `encoders/` look at images,
+`training/` fits the aligner, `evaluation/` scores it, `segmentation/` puts it to work, `sharing/`
+passes it on. On top lie the programs alone: features, train, evaluate, segment, export, app.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ __all__ = ["IGNORE", "Segmenter", "UserError", "load"]
 
 if TYPE_CHECKING:
     from fmbseg_jax.errors import UserError
-    from fmbseg_jax.loading import load
-    from fmbseg_jax.segmenter import Segmenter
+    from fmbseg_jax.segmentation.segmenter import Segmenter
+    from fmbseg_jax.sharing.loading import load
     from fmbseg_jax.vocabulary import IGNORE
 
 _WHERE = {
     "IGNORE": "vocabulary",
     "UserError": "errors",
-    "Segmenter": "segmenter",
-    "load": "loading",
+    "Segmenter": "segmentation.segmenter",
+    "load": "sharing.loading",
 }
 
 

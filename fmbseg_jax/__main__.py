@@ -7,8 +7,9 @@ import runpy
 import sys
 
 import fmbseg_jax
-from fmbseg_jax import extras, machine
 from fmbseg_jax.errors import UnsupportedSystem
+from fmbseg_jax.io import machine
+from fmbseg_jax.runs import extras
 
 PROGRAMS = {
     "label": ("labelling", "images and words → pseudo labels, by CLIP and SAM"),
@@ -21,7 +22,10 @@ PROGRAMS = {
         "an aligner and its encoders → files that run without this package",
     ),
     "app": ("fmbseg_jax.app", "segmenting in the browser"),
-    "config": ("fmbseg_jax.fields", "every field of a config, its default and what it means"),
+    "config": (
+        "fmbseg_jax.config.fields",
+        "every field of a config, its default, what it means",
+    ),
 }
 """Module and a line on it, by name."""
 

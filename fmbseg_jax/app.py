@@ -23,11 +23,15 @@ from typing import Any
 
 from absl import flags
 
-from fmbseg_jax import exported, listening, machine, program, visits, vocabulary
-from fmbseg_jax.answers import Answers
+from fmbseg_jax import vocabulary
 from fmbseg_jax.data import finding
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.loading import load
+from fmbseg_jax.io import machine
+from fmbseg_jax.runs import program
+from fmbseg_jax.sharing import exports
+from fmbseg_jax.sharing.loading import load
+from fmbseg_jax.web import listening, visits
+from fmbseg_jax.web.answers import Answers
 
 _EXAMPLES = 12
 _WORDS = 20  # of the training's, that stand in the box at first
@@ -50,7 +54,7 @@ def main() -> None:
 
 
 def _serve(folder: visits.Folder, host: str) -> None:
-    model = exported.read_model(exported.locate(FLAGS.model))
+    model = exports.read_model(exports.locate(FLAGS.model))
     words = vocabulary.parse_words(FLAGS.words) if FLAGS.words else tuple(model["words"][:_WORDS])
     examples = []
     if FLAGS.examples:
@@ -65,7 +69,7 @@ def _serve(folder: visits.Folder, host: str) -> None:
         f"{Path(model['vision']['source']).name}, aligned with the text of "
         f"{Path(model['clip']['source']).name} by {model['images']} images."
     )
-    from fmbseg_jax import page  # Gradio, now that its environment is set
+    from fmbseg_jax.web import page
 
     blocks = page.build(answers, words, examples, title)
     try:

@@ -25,18 +25,20 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from fmbseg_jax import pictures, program, report, sharding, workfolder
-from fmbseg_jax.classes import of_benchmark
 from fmbseg_jax.config import Config
 from fmbseg_jax.data import label_maps
-from fmbseg_jax.data.benchmarks import Benchmark, open_folder, open_published
-from fmbseg_jax.data.completeness import check
-from fmbseg_jax.data.published import PUBLISHED
-from fmbseg_jax.data.replacing import moved_aside
+from fmbseg_jax.datasets.completeness import check
+from fmbseg_jax.datasets.folder import Benchmark, open_folder, open_published
+from fmbseg_jax.datasets.published import PUBLISHED
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.evaluation import Result
-from fmbseg_jax.segmenter import compiled
-from fmbseg_jax.systems import Model, Saved, System
+from fmbseg_jax.evaluation import pictures, report
+from fmbseg_jax.evaluation.protocol import of_benchmark
+from fmbseg_jax.evaluation.scoring import Result
+from fmbseg_jax.evaluation.systems import Model, Saved, System
+from fmbseg_jax.io.replacing import moved_aside
+from fmbseg_jax.parallel import agreement, hosts
+from fmbseg_jax.runs import program, workfolder
+from fmbseg_jax.segmentation.segmenter import compiled
 
 
 def evaluate(
@@ -58,7 +60,7 @@ def evaluate(
         print(f"Drawing {benchmark.name} ...")
         pictures.draw(folder / benchmark.name, benchmark, classes, systems, results)
 
-    sharding.by_the_first(write)
+    agreement.by_the_first(write)
     return results
 
 
@@ -170,7 +172,7 @@ def _systems(
 
 
 def main() -> None:
-    sharding.start_hosts(*(flag.value for flag in HOSTS))
+    hosts.start_hosts(*(flag.value for flag in HOSTS))
     config = CONFIG.value
     benchmarks = _open(config, BENCHMARKS.value)
     if CHECK.value:
@@ -179,7 +181,7 @@ def main() -> None:
     if not WORKDIR.value:
         raise UserError("Flag --workdir is missing: the folder of the experiment.")
     workdir = Path(workfolder.make(workfolder.local(WORKDIR.value)))
-    with sharding.hold(workdir / "evaluation"):
+    with agreement.hold(workdir / "evaluation"):
         systems = _systems(config, workdir, benchmarks)
         for benchmark in benchmarks:
             evaluate(config, workdir, benchmark, systems[benchmark.name])

@@ -29,14 +29,16 @@ import jax
 from absl import flags
 
 import fmbseg_jax
-from fmbseg_jax import deployed, exported, hub, program, vocabulary, workfolder
-from fmbseg_jax.classes import Classes
-from fmbseg_jax.data.files import write_atomically, write_json
-from fmbseg_jax.data.replacing import copy, replaced
+from fmbseg_jax import vocabulary
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.loading import load
-from fmbseg_jax.models import weights
-from fmbseg_jax.segmenter import Segmenter
+from fmbseg_jax.io.files import write_atomically, write_json
+from fmbseg_jax.io.replacing import copy, replaced
+from fmbseg_jax.pretrained import hub, weights
+from fmbseg_jax.runs import program, workfolder
+from fmbseg_jax.segmentation.segmenter import Segmenter
+from fmbseg_jax.sharing import exports, stablehlo
+from fmbseg_jax.sharing.loading import load
+from fmbseg_jax.vocabulary.classes import Classes
 
 _LARGEST = 16_000_000
 """Pixels of the images that a program is written for; all their windows are in memory at once."""
@@ -48,16 +50,16 @@ def write_stablehlo(
 ) -> None:
     """Writes similarities.stablehlo and .json, for images of `size` (H, W)."""
     classes = Classes.of(words)
-    function = deployed.similarity_function(
+    function = stablehlo.similarity_function(
         segmenter.dense, segmenter.layout(size), segmenter.text(classes.words), classes
     )
-    contents = deployed.serialise(function, size)
+    contents = stablehlo.serialise(function, size)
     facts: dict[str, Any] = {
         "words": words,
         "input": f"uint8 [b, {size[0]}, {size[1]}, 3], RGB, for any b",
         "output": f"float32 [b, {size[0]}, {size[1]}, {len(words)}], cosine similarity of each "
         "pixel with each word",
-        "platforms": deployed.PLATFORMS,
+        "platforms": stablehlo.PLATFORMS,
         "model": segmenter.fingerprint,
         "sha256": hashlib.sha256(contents).hexdigest(),
         "versions": {"fmbseg_jax": fmbseg_jax.__version__, "jax": jax.__version__},
@@ -118,8 +120,8 @@ def _is_copy(folder: Path, out: Path) -> bool:
 
 def main() -> None:
     program.require("model")
-    folder = exported.locate(FLAGS.model)
-    model = exported.read_model(folder)
+    folder = exports.locate(FLAGS.model)
+    model = exports.read_model(folder)
     if not FLAGS.out and not Path(FLAGS.model).exists():
         raise UserError(f"{FLAGS.model} is on the hub: give --out=FOLDER for a copy of it.")
     out = workfolder.local(FLAGS.out, "--out").resolve() if FLAGS.out else folder
@@ -135,7 +137,7 @@ def main() -> None:
         copy(folder, new, without=_ARTIFACTS)
         write_safetensors(new, segmenter, model)
         write_stablehlo(new, segmenter, words, size)
-        if not exported.read_model(new) == exported.read_model(folder) == model:
+        if not exports.read_model(new) == exports.read_model(folder) == model:
             raise UserError(f"{folder} was replaced in the meantime: run the same command again.")
     for name in _ARTIFACTS:
         print(f"{out / name}: {(out / name).stat().st_size / 1e6:.1f} MB")

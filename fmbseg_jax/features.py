@@ -26,14 +26,19 @@ import numpy as np
 from etils import epath
 from jax import Array
 
-from fmbseg_jax import logs, program, sharding, workfolder
 from fmbseg_jax.config import Config, flatten
-from fmbseg_jax.data import example, files, pipeline
+from fmbseg_jax.data import example
 from fmbseg_jax.data.records import open_records
 from fmbseg_jax.data.tfrecord import RecordError, RecordSource, ShardWriter, shard_name
+from fmbseg_jax.encoders import identity
+from fmbseg_jax.encoders.patches import PatchEncoder, encode
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.models import identity
-from fmbseg_jax.patches import PatchEncoder, encode
+from fmbseg_jax.io import files
+from fmbseg_jax.io.threads import in_order
+from fmbseg_jax.parallel import agreement, hosts, mesh
+from fmbseg_jax.runs import program, workfolder
+from fmbseg_jax.runs.progress import progress
+from fmbseg_jax.training import batches
 
 
 def write_features(config: Config, workdir: epath.Path) -> None:
@@ -63,14 +68,14 @@ def write_features(config: Config, workdir: epath.Path) -> None:
         total, to_do = (sum(shard.size for shard in some) for some in (mine, missing))
         frozen = _Frozen(config, len(metadata["words"]))
         records = frozen.records(RecordSource([shard.labelled for shard in missing]))
-        with logs.progress(total, "features", total - to_do) as bar:
+        with progress(total, "features", total - to_do) as bar:
             for shard in missing:
                 with shard.writer() as writer:
                     for record in itertools.islice(records, shard.size):
                         writer.write(record)
                         bar.update()
         print(frozen.speed())
-    sharding.wait_for_all("features")
+    agreement.wait_for_all("features")
     if told := config.data.reading.of_deep(*metadata.get("deep", (0, ""))):
         print(told)
     if jax.process_index() == 0:
@@ -159,8 +164,8 @@ class _Frozen:
     def __init__(self, config: Config, num_words: int):
         options, self._words, self._reading = config.features, num_words, config.data.reading
         self._encoder = PatchEncoder(config.models.vision, options.size, options.compute)
-        self._mesh = sharding.local_mesh()
-        self._params = sharding.replicate(self._mesh, self._encoder.params)
+        self._mesh = mesh.local_mesh()
+        self._params = mesh.replicate(self._mesh, self._encoder.params)
         self._apply = jax.jit(functools.partial(_halves, self._encoder.module))
         self._batch = -(-options.batch_size // self._mesh.size) * self._mesh.size
         self._threads, self._int8 = options.threads, options.dtype == "int8"
@@ -169,13 +174,13 @@ class _Frozen:
     def records(self, labelled: RecordSource) -> Iterator[bytes]:
         """One record of features for each record of labels, in order."""
 
-        def read(i: int) -> tuple[str, pipeline.Example]:
+        def read(i: int) -> tuple[str, batches.Example]:
             with labelled.naming(i):
                 record = example.read_pseudo_label(labelled, i, self._words)
                 return record.filename, self._encoder.prepare(record, self._words, self._reading)
 
         self._start = time.monotonic()
-        prepared = iter(pipeline.in_order(len(labelled), read, self._threads))
+        prepared = iter(in_order(len(labelled), read, self._threads))
         with ThreadPoolExecutor(_WRITERS) as pool:
             jobs: collections.deque[Future[tuple[float, list[bytes]]]] = collections.deque()
             for _ in range(-(-len(labelled) // self._batch)):
@@ -183,7 +188,7 @@ class _Frozen:
                 pixels = np.zeros((self._batch, *batch[0][1]["pixels"].shape), np.uint8)
                 for i, (_, one) in enumerate(batch):
                     pixels[i] = one["pixels"]  # what is left of the last batch stays black
-                split = sharding.distribute(self._mesh, pixels)
+                split = mesh.distribute(self._mesh, pixels)
                 if jobs and jobs[-1].done():
                     self._idle += time.monotonic() - jobs[-1].result()[0]
                 computed = self._apply(self._params, split)
@@ -195,7 +200,7 @@ class _Frozen:
                 yield from job.result()[1]
 
     def _encoded(
-        self, computed: Array, batch: list[tuple[str, pipeline.Example]]
+        self, computed: Array, batch: list[tuple[str, batches.Example]]
     ) -> tuple[float, list[bytes]]:
         """When the device was done with a batch, and its records."""
         computed.block_until_ready()
@@ -224,13 +229,13 @@ def _halves(module: Any, params: Any, pixels: Array) -> Array:
 
 
 def main() -> None:
-    sharding.start_hosts(*(flag.value for flag in HOSTS))
+    hosts.start_hosts(*(flag.value for flag in HOSTS))
     config, workdir = CONFIG.value, epath.Path(WORKDIR.value)
     example.read_metadata(workdir / "pseudo_labels")  # a mistyped folder is not made
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with several hosts JAX takes it for itself
     used = "data.deep", "models.vision", "features"
-    with sharding.hold(workdir / "features"):
-        sharding.by_the_first(
+    with agreement.hold(workdir / "features"):
+        agreement.by_the_first(
             lambda: workfolder.claim(workdir, config, used, "features/*.tfrecord-*")
         )
         write_features(config, workdir)

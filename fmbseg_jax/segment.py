@@ -27,19 +27,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from fmbseg_jax import logs, machine, program, vocabulary, workfolder
-from fmbseg_jax.classes import Background, Classes
-from fmbseg_jax.comparing import by_pixel
-from fmbseg_jax.data import files, finding, images, pipeline
+from fmbseg_jax import vocabulary
+from fmbseg_jax.data import finding, images
 from fmbseg_jax.data.finding import Found, find
 from fmbseg_jax.data.sources import State, state
-from fmbseg_jax.data.threads import Room, Writers
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.figures import percent
-from fmbseg_jax.loading import load
-from fmbseg_jax.looking import Prepared
-from fmbseg_jax.outputs import Outputs
-from fmbseg_jax.segmenter import Segmented, Segmenter
+from fmbseg_jax.io import files, machine
+from fmbseg_jax.io.threads import Room, Writers, in_order
+from fmbseg_jax.outputs.folder import Outputs
+from fmbseg_jax.outputs.overlays import percent
+from fmbseg_jax.runs import program, workfolder
+from fmbseg_jax.runs.progress import progress
+from fmbseg_jax.segmentation.image_features import Prepared
+from fmbseg_jax.segmentation.segmenter import Segmented, Segmenter
+from fmbseg_jax.segmentation.similarities import by_pixel
+from fmbseg_jax.sharing.loading import load
+from fmbseg_jax.vocabulary.classes import Background, Classes
 
 _THREADS = 8  # images read, and results written, at once
 _PIXELS = 64_000_000  # of their images, in their own sizes, together
@@ -85,7 +88,7 @@ def segment_images(
         return UserError(f"{path} {reason}" if strict else reason)
 
     def readable() -> Iterator[tuple[_Read, Prepared]]:
-        for name, one in zip(todo, pipeline.in_order(len(todo), read, _THREADS), strict=True):
+        for name, one in zip(todo, in_order(len(todo), read, _THREADS), strict=True):
             if isinstance(one, _Read):
                 yield one, one.prepared
             elif strict:
@@ -106,7 +109,7 @@ def segment_images(
     done = len(found.names) - len(todo)
     at_once = 1 if outputs.with_scores else _THREADS  # scores take gigabytes
     with (
-        logs.progress(len(found.names), "segment", done) as bar,
+        progress(len(found.names), "segment", done) as bar,
         Writers(at_once, bar.update) as writers,
     ):
         for one in segmenter.label_maps(readable(), classes):

@@ -20,18 +20,22 @@ import jax
 from etils import epath
 
 import fmbseg_jax
-from fmbseg_jax import model_facts, program, sharding, trainer, training, workfolder
-from fmbseg_jax.card import model_card
 from fmbseg_jax.config import Config, flatten, resolve
 from fmbseg_jax.data.example import read_metadata
-from fmbseg_jax.data.files import naming
-from fmbseg_jax.data.pipeline import TrainBatches
+from fmbseg_jax.encoders import identity, loading
+from fmbseg_jax.encoders.text_features import text_features
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.exported import Export, load_export, read_model, save_export
-from fmbseg_jax.models import encoders, identity
-from fmbseg_jax.text import text_features
-from fmbseg_jax.training_data import TrainingData, open_cached, open_online
-from fmbseg_jax.validation import Validation
+from fmbseg_jax.io.files import naming
+from fmbseg_jax.parallel import agreement, hosts
+from fmbseg_jax.parallel.mesh import data_mesh, replicate
+from fmbseg_jax.runs import program, workfolder
+from fmbseg_jax.sharing import model_json
+from fmbseg_jax.sharing.card import model_card
+from fmbseg_jax.sharing.exports import Export, load_export, read_model, save_export
+from fmbseg_jax.training import loop, step
+from fmbseg_jax.training.batches import TrainBatches
+from fmbseg_jax.training.data import TrainingData, open_cached, open_online
+from fmbseg_jax.training.validation import Validation
 from fmbseg_jax.vocabulary import read_templates
 
 CHECKPOINTS = "checkpoints/*[0-9]"
@@ -40,7 +44,7 @@ CHECKPOINTS = "checkpoints/*[0-9]"
 
 def train(config: Config, workdir: Path) -> None:
     """Trains the aligner on WORKDIR/features and exports it to WORKDIR/export."""
-    mesh = sharding.data_mesh()
+    mesh = data_mesh()
     online = config.train.features == "online"
     threads = config.features.threads
     data = open_online(config, workdir) if online else open_cached(workdir, threads)
@@ -63,12 +67,12 @@ def train(config: Config, workdir: Path) -> None:
         "mlp_ratio": config.train.mlp_ratio, "heads": config.train.heads,
     }  # fmt: skip
     model = describe(config, data, described, batches.steps)
-    model_facts.check(model, workdir / ("pseudo_labels" if online else "features"))
-    objective = training.objective(
+    model_json.check(model, workdir / ("pseudo_labels" if online else "features"))
+    objective = step.objective(
         config.train, described, batches.steps,
         encoder=data.encoder.module if data.encoder else None, mesh=mesh,
     )  # fmt: skip
-    state = training.create_state(objective, config.seed, data.width)
+    state = step.create_state(objective, config.seed, data.width)
     checkpoints = epath.Path(workdir) / "checkpoints"
     fresh = not workfolder.holds(checkpoints, CHECKPOINTS.split("/")[1])
     if config.train.start_from and fresh:
@@ -78,17 +82,17 @@ def train(config: Config, workdir: Path) -> None:
     otherwise = workfolder.unless_changed(made_from, advice)
     before = {} if fresh else workfolder.recorded(made_from, {"clip?": str}, otherwise)
     clip_hash = identity.content_hash(model["clip"]["source"], before.get("clip", ""))
-    sharding.by_the_first(
+    agreement.by_the_first(
         lambda: workfolder.remember(
             made_from, {"features": data.digest, "clip": clip_hash}, advice, fresh=fresh
         )
     )
     validate = config.train.validate_on and jax.process_index() == 0
-    trained = trainer.fit(
-        sharding.replicate(mesh, state),
+    trained = loop.fit(
+        replicate(mesh, state),
         batches,
-        sharding.replicate(mesh, sharding.same_for_all(text(data.metadata["words"], template))),
-        sharding.replicate(mesh, data.encoder.params if data.encoder else {}),
+        replicate(mesh, agreement.same_for_all(text(data.metadata["words"], template))),
+        replicate(mesh, data.encoder.params if data.encoder else {}),
         objective=objective,
         mesh=mesh,
         config=config.train,
@@ -120,7 +124,7 @@ def start_from(config: Config, model: dict[str, Any], template: Any) -> Any:
 def check_window(config: Config, source: str) -> None:
     """Raises UserError where the export could not segment: its windows are cut into patches."""
     try:
-        patch = encoders.vision_spec(source).patch
+        patch = loading.vision_spec(source).patch
     except UserError:  # not an encoder of ours: somebody's own features
         return
     if config.eval.window % patch:
@@ -160,15 +164,15 @@ def _of_the_data(made: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    sharding.start_hosts(*(flag.value for flag in HOSTS))
+    hosts.start_hosts(*(flag.value for flag in HOSTS))
     config, workdir = CONFIG.value, workfolder.local(WORKDIR.value)
     online = config.train.features == "online"
     read_metadata(workdir / ("pseudo_labels" if online else "features"))  # no folder is made yet
     used: tuple[str, ...] = ("seed", "models.clip", "train")
     if online:
         used += ("data.deep", "models.vision", "features.size", "features.compute")
-    with sharding.hold(workdir / "checkpoints"):
-        sharding.by_the_first(lambda: workfolder.claim(workdir, config, used, CHECKPOINTS))
+    with agreement.hold(workdir / "checkpoints"):
+        agreement.by_the_first(lambda: workfolder.claim(workdir, config, used, CHECKPOINTS))
         train(config, workdir)
 
 

@@ -24,18 +24,19 @@ from absl import flags
 from etils import epath
 from tqdm import tqdm
 
-from fmbseg_jax import program, workfolder
-from fmbseg_jax.classes import Classes, of_benchmark
 from fmbseg_jax.config import Config, flatten
 from fmbseg_jax.data import finding
-from fmbseg_jax.data.benchmarks import open_published
+from fmbseg_jax.datasets.folder import open_published
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.evaluation.protocol import of_benchmark
+from fmbseg_jax.runs import program, workfolder
 from fmbseg_jax.vocabulary import IGNORE, parse_words, read_words
+from fmbseg_jax.vocabulary.classes import Classes
 from labelling import engines
-from labelling.counts import Counts
-from labelling.dataset import Dataset, ImageFiles
 from labelling.detection import read_image_labels
-from labelling.worker import Worker
+from labelling.shards.counts import Counts
+from labelling.shards.dataset import Dataset, ImageFiles
+from labelling.shards.worker import Worker
 
 CONFIG, WORKDIR = program.define_config()
 IMAGES = flags.DEFINE_string("images", None, "Folder of images, instead of config.data.images.")

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
-from fmbseg_jax import hub, machine
 from fmbseg_jax.data import images
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.pretrained import config_json
+from fmbseg_jax.io import machine
+from fmbseg_jax.pretrained import config_json, hub
 from fmbseg_jax.pretrained.tokenizer import Tokenizer
 from fmbseg_jax.vocabulary import prompts, synonyms
 from labelling.precision import check_finite

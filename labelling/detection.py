@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from fmbseg_jax import texts
-from fmbseg_jax.data.spelling import plain
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.io import texts
+from fmbseg_jax.io.spelling import plain
 from fmbseg_jax.vocabulary import synonyms
 
 GIVEN = -1

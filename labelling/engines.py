@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from fmbseg_jax import machine
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.extras import how_to_install
-from labelling.counts import Counts
-from labelling.worker import Worker
+from fmbseg_jax.io import machine
+from fmbseg_jax.runs.extras import how_to_install
+from labelling.shards.counts import Counts
+from labelling.shards.worker import Worker
 
 Progress = Callable[[int, Counts], None]
 """Gets a shard and its counts so far."""

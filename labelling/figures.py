@@ -8,11 +8,12 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageDraw
 
-from fmbseg_jax import figures
-from fmbseg_jax.data import files, images, label_maps
+from fmbseg_jax.data import images, label_maps
 from fmbseg_jax.data.example import PseudoLabel, read_pseudo_label
 from fmbseg_jax.data.records import open_records
-from fmbseg_jax.fonts import Font
+from fmbseg_jax.io import files
+from fmbseg_jax.outputs import overlays
+from fmbseg_jax.outputs.fonts import Font
 from fmbseg_jax.vocabulary import IGNORE, unlike
 from labelling.compose import pixel_similarities
 from labelling.stage1 import Scene
@@ -40,7 +41,7 @@ def draw(
     """Draws a record as `out`/FILENAME.png."""
     path = _path(out, label)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(path, figures.png(label_sheet(label, words, scene, reading)))
+    files.write_atomically(path, overlays.png(label_sheet(label, words, scene, reading)))
 
 
 def draw_records(
@@ -73,19 +74,19 @@ def label_sheet(
 ) -> np.ndarray:
     """A record as a picture, uint8 [h, w, 3]: with its scene, a row for each word found."""
     image = label_maps.image_of(label.labels, label.image, label.filename, reading)
-    whole = figures.overlay(image, label.labels, len(words))
+    whole = overlays.overlay(image, label.labels, len(words))
     if scene is None or not len(scene.found):
         columns = ["image", "labels"]
         rows = [[image, whole]]
     else:
         columns = ["query points", "similarity", "1.1", "1.2", "pseudo label"]
-        blank = np.full_like(image, figures.PAPER)
+        blank = np.full_like(image, overlays.PAPER)
         rows = [
             [*word_pictures(image, label, scene, words, i), whole if i == 0 else blank]
             for i in range(len(scene.found))
         ]
     covered = np.mean(label.labels != IGNORE)
-    return figures.contact_sheet(
+    return overlays.contact_sheet(
         columns,
         rows,
         words,
@@ -108,14 +109,14 @@ def word_pictures(
     for stage in (11, 12):
         chosen = (scene.mask_words == index) & (scene.mask_stages == stage)
         labels = np.where(scene.masks[chosen].union(), word, IGNORE)
-        masks.append(figures.overlay(image, labels, len(words)))
+        masks.append(overlays.overlay(image, labels, len(words)))
     return [picture, similarity_map(scene.similarities[..., word], image.shape[:2]), *masks]
 
 
 def similarity_map(similarities: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """float [h, w], one word's similarities → uint8 [H, W, 3]."""
     strips = [values[0] for _, values in pixel_similarities(similarities[..., None], shape)]
-    return figures.heat_map(np.concatenate(strips))
+    return overlays.heat_map(np.concatenate(strips))
 
 
 def draw_points(image: np.ndarray, points: np.ndarray, caption: str = "") -> np.ndarray:

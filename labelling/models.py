@@ -10,17 +10,20 @@ from collections.abc import Sequence
 import torch
 from etils import epath
 
-from fmbseg_jax import hub, machine
 from fmbseg_jax.config import Config
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.workfolder import remember
-from labelling import clip, sam, sam_checkpoint
+from fmbseg_jax.io import machine
+from fmbseg_jax.pretrained import hub
+from fmbseg_jax.runs.workfolder import remember
+from labelling import clip
+from labelling.sam import checkpoint
+from labelling.sam import model as sam
 from labelling.stage1 import Labeller
 
 
 def check(config: Config) -> None:
     """Raises UserError where a model is not there or cannot be read; keeps nothing of it."""
-    sam_checkpoint.read(config.models.sam)
+    checkpoint.read(config.models.sam)
     hub.locate(config.models.clip)  # the last: it may take a download
 
 

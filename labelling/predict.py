@@ -17,15 +17,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from fmbseg_jax.classes import Classes
-from fmbseg_jax.data import files, images, label_maps
+from fmbseg_jax.data import images, label_maps
 from fmbseg_jax.data.images import ImageError
 from fmbseg_jax.data.sources import Sources, State, state
 from fmbseg_jax.errors import NotFiniteError, UserError
+from fmbseg_jax.io import files
+from fmbseg_jax.runs.workfolder import remember
 from fmbseg_jax.vocabulary import IGNORE
-from fmbseg_jax.workfolder import remember
+from fmbseg_jax.vocabulary.classes import Classes
 from labelling.compose import most_similar
-from labelling.dataset import read_file
+from labelling.shards.dataset import read_file
 from labelling.stage1 import Labeller
 
 KINDS = "clip_patches", "stage1_1", "stage1_2", "stage1"

@@ -20,7 +20,7 @@ from labelling import detection
 from labelling.clip import Clip
 from labelling.compose import compose
 from labelling.masks import Masks
-from labelling.sam import Embedding, Sam
+from labelling.sam.model import Embedding, Sam
 
 _POINTS, _AUTOMATIC = 11, 12
 """PseudoLabel.mask_stages."""

@@ -12,7 +12,7 @@ import torch
 from absl import flags
 from models import at_unit_scale
 
-from labelling.meta_sam import segment_anything
+from labelling.sam.meta import segment_anything
 
 WORDS = ("sky", "grass", "sail boat", "cat")
 CONFIG = """

@@ -113,17 +113,18 @@ def save_aligner(folder: Path, root: Path, kind: str = "mlp", **protocol) -> Pat
     import jax.numpy as jnp
 
     from fmbseg_jax import config as config_lib
-    from fmbseg_jax import exported
-    from fmbseg_jax.models import aligner, encoders, identity
+    from fmbseg_jax.encoders import identity, loading
+    from fmbseg_jax.nn import aligner
+    from fmbseg_jax.sharing import exports
 
     config = config_lib.Config()
     sizes = {"short_side": 70, "window": 70, "stride": 35} | protocol
     for name, value in sizes.items():
         setattr(config.eval, name, value)
     vision, clip = root / "dinov2", root / "clip"
-    described = {"kind": kind, "output": encoders.text_spec(str(clip)).output}
+    described = {"kind": kind, "output": loading.text_spec(str(clip)).output}
     described |= {"mlp_ratio": 2, "heads": 4}
-    width = encoders.vision_spec(str(vision)).transformer.width
+    width = loading.vision_spec(str(vision)).transformer.width
     params = aligner.create(**described).init(jax.random.key(0), jnp.zeros((1, 4, width)))["params"]
     model = {
         "aligner": described,
@@ -135,5 +136,5 @@ def save_aligner(folder: Path, root: Path, kind: str = "mlp", **protocol) -> Pat
         "config": config_lib.flatten(config),
         "versions": {},
     }
-    exported.save_export(folder, exported.Export(params, model), "# An aligner of random numbers\n")
+    exports.save_export(folder, exports.Export(params, model), "# An aligner of random numbers\n")
     return folder

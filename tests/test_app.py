@@ -26,11 +26,11 @@ from PIL import Image
 from visitors import ask, served, uploaded
 
 import fmbseg_jax
-from fmbseg_jax import listening, visits
-from fmbseg_jax.answers import Answer, Answers, split
 from fmbseg_jax.data import images, label_maps
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
+from fmbseg_jax.web import listening, visits
+from fmbseg_jax.web.answers import Answer, Answers, split
 
 BROWSERS = "chromium", "chromium-browser", "google-chrome"
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -227,7 +227,7 @@ def test_it_listens_to_this_machine_alone(address):
 @needs_browser
 def test_people_do_not_wait_for_each_other(browser, photo, tmp_path):
     """Two questions are answered only when both are being worked on at once."""
-    from fmbseg_jax import page as pages
+    from fmbseg_jax.web import page as pages
 
     both = threading.Barrier(2)
 
@@ -296,7 +296,7 @@ def test_answers(export, photo, tmp_path):
 
 def test_a_word_that_is_called_background(photo):
     """In the legend it stands beside what has no word, with another name and another color."""
-    from fmbseg_jax import page
+    from fmbseg_jax.web import page
 
     shares = {"background": 0.5, "sky": 0.25}
     colours = dict.fromkeys(shares, "#000000")
@@ -398,7 +398,7 @@ def test_words_without_measure(words, message):
 
 
 def test_html_in_errors_and_titles_is_text(tmp_path):
-    from fmbseg_jax import page
+    from fmbseg_jax.web import page
 
     @page._messages
     def fails():
@@ -487,7 +487,7 @@ def test_a_request_that_fails_gets_a_sentence(error, status, logged, capsys):
     from starlette.applications import Starlette
     from starlette.testclient import TestClient
 
-    from fmbseg_jax import page
+    from fmbseg_jax.web import page
 
     async def failing(scope, receive, send):
         raise error

@@ -8,15 +8,17 @@ import pytest
 from conftest import ROOT, run
 from PIL import Image
 
-from fmbseg_jax import evaluation
-from fmbseg_jax.classes import Classes, of_benchmark, with_background
 from fmbseg_jax.config import Eval
-from fmbseg_jax.data import coco, label_maps
-from fmbseg_jax.data.benchmarks import open_folder, open_published
-from fmbseg_jax.data.completeness import check
-from fmbseg_jax.data.published import PUBLISHED, background_words, stuff_words
+from fmbseg_jax.data import label_maps
+from fmbseg_jax.datasets import coco
+from fmbseg_jax.datasets.completeness import check
+from fmbseg_jax.datasets.folder import open_folder, open_published
+from fmbseg_jax.datasets.published import PUBLISHED, background_words, stuff_words
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.evaluation import scoring
+from fmbseg_jax.evaluation.protocol import of_benchmark, with_background
 from fmbseg_jax.vocabulary import IGNORE
+from fmbseg_jax.vocabulary.classes import Classes
 
 SIZE = (20, 30)
 
@@ -336,7 +338,7 @@ def test_the_truth_as_prediction_scores_100(tmp_path):
             target.parent.mkdir(parents=True, exist_ok=True)
             guess = np.resize(np.asarray(expected, np.uint16), SIZE)
             target.write_bytes(label_maps.encode(guess))
-            result = evaluation.score_folder(benchmark, tmp_path / "predicted")
+            result = scoring.score_folder(benchmark, tmp_path / "predicted")
             assert result.miou == 1
             assert set(result.by_image.values()) == {1}
             classes = {value for value in expected if value != IGNORE}
@@ -349,7 +351,7 @@ def test_the_score_of_one_image_leaves_unlabelled_pixels_a_miss(tmp_path):
     half = np.resize(np.asarray([0, IGNORE], np.uint16), SIZE)
     (tmp_path / "predicted").mkdir()
     (tmp_path / "predicted/a.png").write_bytes(label_maps.encode(half))
-    result = evaluation.score_folder(open_published("voc20", tmp_path), tmp_path / "predicted")
+    result = scoring.score_folder(open_published("voc20", tmp_path), tmp_path / "predicted")
     assert result.miou == result.by_image["a"] == 0.5
 
 
@@ -359,7 +361,7 @@ def test_unlabelled_pixels_are_background_where_there_is_one(tmp_path):
     (tmp_path / "predicted").mkdir()
     (tmp_path / "predicted/a.png").write_bytes(label_maps.encode(nothing))
     scores = {
-        name: evaluation.score_folder(open_published(name, tmp_path), tmp_path / "predicted")
+        name: scoring.score_folder(open_published(name, tmp_path), tmp_path / "predicted")
         for name in ("voc20", "voc21")
     }
     assert scores["voc20"].miou == 0

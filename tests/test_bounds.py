@@ -13,10 +13,10 @@ from models import save_aligner
 from safetensors.torch import load_file
 
 import fmbseg_jax
-from fmbseg_jax import config_checks, exported
-from fmbseg_jax.config import Config, flatten, unflatten
+from fmbseg_jax.config import Config, checks, flatten, unflatten
+from fmbseg_jax.encoders import identity, loading
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.models import encoders, identity
+from fmbseg_jax.sharing import exports
 from fmbseg_jax.vocabulary import read_templates
 
 USUAL = flatten(Config())
@@ -63,11 +63,11 @@ def test_no_number_of_a_config_is_beyond_float32(value, message):
 
 @pytest.mark.parametrize("name", INTEGERS)
 def test_every_whole_number_of_a_config_has_a_bound(name):
-    most = config_checks.AT_MOST[name]
+    most = checks.AT_MOST[name]
     with pytest.raises(UserError, match=f"{name} is at most {most}; got {most + 1}"):
         unflatten({name: most + 1}).validate()
     assert not [
-        fault for fault in config_checks.faults(USUAL | {name: most}) if f"at most {most};" in fault
+        fault for fault in checks.faults(USUAL | {name: most}) if f"at most {most};" in fault
     ]
 
 
@@ -190,8 +190,8 @@ def test_an_aligner_of_zeros_is_an_aligner(tmp_path):
     encoder = {"source": "", "hash": ""}
     model = {"vision": encoder, "clip": encoder, "words": [], "images": 0, "config": {}}
     model["aligner"] = sizes(kind="linear")
-    exported.save_export(tmp_path / "export", exported.Export(params, model), "")
-    again = exported.load_export(tmp_path / "export", params)
+    exports.save_export(tmp_path / "export", exports.Export(params, model), "")
+    again = exports.load_export(tmp_path / "export", params)
     np.testing.assert_array_equal(again["projection"]["kernel"], 0)
 
 
@@ -212,7 +212,7 @@ def test_the_sizes_of_a_model_have_bounds(world, tmp_path, model, name, value):
     config = json.loads((folder / "config.json").read_text())
     (config["text_config"] if model == "clip" else config)[name.strip()] = value
     (folder / "config.json").write_text(json.dumps(config))
-    load = encoders.load_text if model == "clip" else encoders.load_vision
+    load = loading.load_text if model == "clip" else loading.load_vision
     with pytest.raises(UserError, match="describes no model"):
         load(str(folder))
 

@@ -9,16 +9,16 @@ import torch
 from labelling_tiny import CONFIG, WORDS, run, save_sam
 from models import save_clip
 
+from fmbseg_jax.encoders import loading
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.models import encoders
 from fmbseg_jax.pretrained import checksums
-from labelling import sam_checkpoint
+from labelling.sam import checkpoint
 
 
 @pytest.mark.parametrize("name", checksums.SHA256)
 def test_another_file_under_a_published_name_is_refused(tmp_path, name):
     save_sam(tmp_path / name)  # which torch reads
-    read = sam_checkpoint.read if name.startswith("sam") else encoders.load_vision
+    read = checkpoint.read if name.startswith("sam") else loading.load_vision
     message = f"{name} is not the file that is published as {re.escape(name)}: its SHA-256"
     with pytest.raises(UserError, match=message):
         read(str(tmp_path / name))
@@ -28,13 +28,13 @@ def test_the_published_file_is_read(tmp_path, monkeypatch):
     path = save_sam(tmp_path / "sam_vit_b_01ec64.pth")
     published = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setitem(checksums.SHA256, path.name, published)
-    assert sam_checkpoint.read(path)
+    assert checkpoint.read(path)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
     with pytest.raises(UserError, match="Fetch it again; a model of your own needs another name"):
-        sam_checkpoint.read(path)
+        checkpoint.read(path)
 
 
 def test_it_is_read_once(tmp_path, monkeypatch):
@@ -48,7 +48,7 @@ def test_it_is_read_once(tmp_path, monkeypatch):
 
 
 def test_files_of_other_names_are_ones_own(tmp_path):
-    assert sam_checkpoint.read(save_sam(tmp_path / "sam_vit_b.pth"))
+    assert checkpoint.read(save_sam(tmp_path / "sam_vit_b.pth"))
 
 
 def test_sums_are_sums():

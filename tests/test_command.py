@@ -8,9 +8,8 @@ import sys
 import pytest
 from conftest import ROOT, run
 
-from fmbseg_jax import config_files, fields
 from fmbseg_jax.__main__ import PROGRAMS
-from fmbseg_jax.config import Config, flatten
+from fmbseg_jax.config import Config, fields, files, flatten
 from fmbseg_jax.errors import UserError
 
 
@@ -33,7 +32,7 @@ def test_the_command_lists_the_programs_without_jax():
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     for name, (_, line) in PROGRAMS.items():
         assert re.search(f"^    {name} +{line}$", result.stdout, re.MULTILINE)
-    assert "fmbseg_jax.extras" in result.stderr
+    assert "fmbseg_jax.runs.extras" in result.stderr
     assert not re.search(r"\b(jax|numpy|absl)\b", result.stderr)
     assert fmbseg("--help") == fmbseg("-h") == result.stdout
 
@@ -148,36 +147,34 @@ def test_the_config_is_printed_with_its_comments():
 
 def test_configs_of_the_package_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    own = str(config_files.SHIPPED / "folder.py")
-    assert config_files.find("configs/folder.py") == own
+    own = str(files.SHIPPED / "folder.py")
+    assert files.find("configs/folder.py") == own
     (tmp_path / "sized.py").write_text("def get_config(size): assert size == 'x:y'")
-    resolved = config_files.resolve(["fmbseg", f"--config={tmp_path / 'sized.py'}:x:y"])[1]
+    resolved = files.resolve(["fmbseg", f"--config={tmp_path / 'sized.py'}:x:y"])[1]
     assert resolved == f"--config={tmp_path / 'sized.py'}:x:y"
-    assert config_files.resolve(["fmbseg", "--config", "configs/folder.py"])[2] == own
+    assert files.resolve(["fmbseg", "--config", "configs/folder.py"])[2] == own
     with pytest.raises(UserError, match="No config file at configs/foldre.py. Did you mean "):
-        config_files.find("configs/foldre.py")
+        files.find("configs/foldre.py")
     with pytest.raises(
         UserError, match="No config file at mine.py.*configs/folder.py, configs/toy"
     ):
-        config_files.find("mine.py")
+        files.find("mine.py")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "folder.py").write_text("def get_config(): raise ValueError('mine')")
-    assert (
-        config_files.find("configs/folder.py") == "configs/folder.py"
-    )  # the user's own goes first
+    assert files.find("configs/folder.py") == "configs/folder.py"  # the user's own goes first
     with pytest.raises(UserError, match="line 1.*\n.*cannot be used as a config .ValueError: mine"):
-        config_files.resolve(["fmbseg", "--config=configs/folder.py"])
+        files.resolve(["fmbseg", "--config=configs/folder.py"])
     text = "from fmbseg_jax.config import Config\ndef get_config(): return Config(epochs=3)"
     (tmp_path / "configs" / "folder.py").write_text(text)
     with pytest.raises(UserError, match="unexpected keyword argument 'epochs'"):
-        config_files.resolve(["fmbseg", "--config=configs/folder.py"])
+        files.resolve(["fmbseg", "--config=configs/folder.py"])
 
 
 def test_a_config_file_may_start_from_another(tmp_path):
     from ml_collections.config_flags import config_flags
 
     (tmp_path / "mine.py").write_text("from configs.coco_stuff_base import get_config")
-    path = config_files.resolve(["fmbseg", f"--config={tmp_path / 'mine.py'}"])[1]
+    path = files.resolve(["fmbseg", f"--config={tmp_path / 'mine.py'}"])[1]
     config = config_flags.ConfigFileFlagParser("config").parse(path.removeprefix("--config="))
     assert config.train.heads == 12
     assert config.data.words.endswith("coco_stuff171.txt")

@@ -24,12 +24,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import fmbseg_jax
-from fmbseg_jax import checkpoint, exported
 from fmbseg_jax.data import images, label_maps
 from fmbseg_jax.data.tfrecord import RecordSource, ShardWriter, shard_name
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.models import weights
-from labelling import sam_checkpoint
+from fmbseg_jax.pretrained import weights
+from fmbseg_jax.sharing import exports
+from fmbseg_jax.training import checkpoint
+from labelling.sam import checkpoint as sam_checkpoint
 
 TIMES = int(os.environ.get("ATTACK", "1"))
 SEED, COUNT, SLOW = 0, 40 * TIMES, 15 * TIMES  # of each kind; of folders that Orbax reads
@@ -154,7 +155,7 @@ def files_of(folder):
 
 def test_an_export_is_what_was_written(world, tmp_path, report):
     whole = save_aligner(tmp_path / "whole", world.root)
-    expected = exported.read_model(whole)["params"]["hash"]
+    expected = exports.read_model(whole)["params"]["hash"]
     params = fmbseg_jax.load(whole).dense.params["aligner"]
     drawn = random.Random(SEED)
     for _ in range(SLOW):
@@ -163,7 +164,7 @@ def test_an_export_is_what_was_written(world, tmp_path, report):
         (damaged,) = mutations(path.read_bytes() or b"\0", drawn, 1)
         path.write_bytes(damaged)
         with contextlib.suppress(UserError):
-            assert exported.digest(exported.load_export(folder, params)) == expected
+            assert exports.digest(exports.load_export(folder, params)) == expected
     report["damaged exports"] = SLOW
 
 

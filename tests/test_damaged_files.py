@@ -18,16 +18,22 @@ from mutations import mutations
 from PIL import Image
 
 from fmbseg_jax import config as config_lib
-from fmbseg_jax import evaluation, features, hub, logs, model_facts, report, texts, workfolder
-from fmbseg_jax.data import coco, example, images, label_maps, records, sources
+from fmbseg_jax import features
+from fmbseg_jax.data import example, images, label_maps, records, sources
 from fmbseg_jax.data.tfrecord import RecordError, RecordSource, ShardWriter, shard_name
+from fmbseg_jax.datasets import coco
+from fmbseg_jax.encoders import loading
+from fmbseg_jax.encoders.text_features import TextFeatures
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.models import encoders
-from fmbseg_jax.pretrained import tokenizer
-from fmbseg_jax.text import TextFeatures
+from fmbseg_jax.evaluation import report, scoring
+from fmbseg_jax.io import texts
+from fmbseg_jax.pretrained import hub, tokenizer
+from fmbseg_jax.runs import workfolder
+from fmbseg_jax.sharing import model_json
+from fmbseg_jax.training import log as logs
 from fmbseg_jax.vocabulary import IGNORE, read_templates, read_words
-from labelling.dataset import Dataset, ImageFiles
 from labelling.detection import read_image_labels
+from labelling.shards.dataset import Dataset, ImageFiles
 
 SEED, COUNT = 0, 25 * int(os.environ.get("ATTACK", "1"))  # of each file
 
@@ -187,12 +193,12 @@ class Tallied:
 
     def __init__(self, folder):
         self.folder, self.file = folder, folder / "aligner.0.jsonl"
-        tally = evaluation.Tally(folder, "aligner", "a model", 3)
+        tally = scoring.Tally(folder, "aligner", "a model", 3)
         for name in ("a.png", "b.png"):
-            tally.add(name, evaluation.Counts(np.asarray([0, 5]), np.asarray([7, 2]), 1))
+            tally.add(name, scoring.Counts(np.asarray([0, 5]), np.asarray([7, 2]), 1))
 
     def use(self):
-        found = evaluation.Tally(self.folder, "aligner", "a model", 3).found
+        found = scoring.Tally(self.folder, "aligner", "a model", 3).found
         for counts in found.values():
             assert counts.confusion(3).shape == (3, 4) and counts.void >= 0
             assert counts.confusion(3).min() >= 0 and counts.confusion(3).sum() > 0
@@ -231,7 +237,7 @@ class ModelFacts:
         self.file.write_text(json.dumps(facts))
 
     def use(self):
-        model = model_facts.read_model(self.folder)
+        model = model_json.read_model(self.folder)
         assert all(isinstance(model[name]["source"], str) for name in ("vision", "clip"))
         assert model["aligner"]["output"] > 0 and isinstance(model["config"], dict)
 
@@ -267,8 +273,8 @@ class Model:
         self.folder, self.file = folder, folder / self.name
 
     def use(self):
-        text, _ = encoders.text_tower(self.folder, str(self.folder))
-        image, _ = encoders.clip_vision_tower(self.folder, str(self.folder))
+        text, _ = loading.text_tower(self.folder, str(self.folder))
+        image, _ = loading.clip_vision_tower(self.folder, str(self.folder))
         for size in (text.vocabulary, text.length, text.output, image.patch, image.grid):
             assert type(size) is int and size > 0
         assert len(tokenizer.digest(self.folder)) == 64

@@ -11,7 +11,7 @@ from PIL import Image
 from rasters import chunk, png, tiff
 
 from fmbseg_jax import config
-from fmbseg_jax.data import accept, images
+from fmbseg_jax.data import images, inputs
 from fmbseg_jax.data.images import ImageError, Reading
 from fmbseg_jax.errors import Notice, UserError
 
@@ -219,9 +219,9 @@ def test_what_is_said_of_deep_images(tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for _ in range(2):
-            accept.image(tmp_path / "a.tif", TYPE)
-            accept.image(Image.open(tmp_path / "a.tif"), TYPE)
-            accept.image(tmp_path / "b.png")
+            inputs.image(tmp_path / "a.tif", TYPE)
+            inputs.image(Image.open(tmp_path / "a.tif"), TYPE)
+            inputs.image(tmp_path / "b.png")
     (notice,) = (one for one in caught if issubclass(one.category, Notice))
     assert "Some images have more than 8 bits a channel: each is scaled by" in str(notice.message)
 

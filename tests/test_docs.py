@@ -21,7 +21,7 @@ from documents import DOCUMENTS, NO_CODE, Code, blocks, blocks_of, code_in, code
 from PIL import Image
 from sandbox import Sandbox
 
-from fmbseg_jax.outputs import Outputs
+from fmbseg_jax.outputs.folder import Outputs
 
 BEFORE = {
     "README.md": ["docs/reproduce.md#Table 1"],

@@ -62,7 +62,8 @@ def test_fields_and_flags_that_are_named_exist(page):
     fields = flatten(Config())
     sections = "|".join({name.split(".")[0] for name in fields})
     sources = [
-        *ROOT.glob("fmbseg_jax/*.py"), *ROOT.glob("benchmarks/*.py"), ROOT / "labelling/__main__.py"
+        *ROOT.glob("fmbseg_jax/**/*.py"), *ROOT.glob("benchmarks/*.py"),
+        ROOT / "labelling/__main__.py",
     ]  # fmt: skip
     defined = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', "".join(p.read_text() for p in sources))
     for span in spans(page):

@@ -12,9 +12,9 @@ from models import save_clip, save_dinov2
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
+from fmbseg_jax.encoders import identity, loading
+from fmbseg_jax.encoders.text_features import TextFeatures
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.models import encoders, identity
-from fmbseg_jax.text import TextFeatures
 from fmbseg_jax.vocabulary import read_templates
 
 
@@ -39,7 +39,7 @@ def test_clip_text_equals_hugging_face(clip):
     folder, model = clip
     words = ["sky", "sail boat", "Straße", "a much longer phrase, with a comma"]
     ours = TextFeatures(str(folder))(words)
-    module, params, _ = encoders.load_text(str(folder))
+    module, params, _ = loading.load_text(str(folder))
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     ids = tokenizer([f"a photo of a {word}." for word in words], padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -56,7 +56,7 @@ def test_text_features_remember_their_words(clip, monkeypatch, tmp_path):
     both = features(["sky", "grass"])
     np.testing.assert_array_equal(features(["grass", "sky"]), both[::-1])
     assert len(list(tmp_path.rglob("*.feature"))) == 2
-    monkeypatch.setattr(encoders, "load_text", None)  # another process: the tower is not needed
+    monkeypatch.setattr(loading, "load_text", None)  # another process: the tower is not needed
     np.testing.assert_array_equal(TextFeatures(str(clip[0]))(["sky", "grass"]), both)
     for path in tmp_path.rglob("*.feature"):
         path.write_bytes(path.read_bytes()[:70])
@@ -122,7 +122,7 @@ def test_half_precision_files_load(dinov2, tmp_path, dtype):
     rounded = {name: tensor.float() for name, tensor in half.items()}
     shutil.copytree(folder, tmp_path / "whole")
     save_file(rounded, tmp_path / "whole" / "model.safetensors")
-    ours, expected = (encoders.load_vision(str(tmp_path / name))[1] for name in ("half", "whole"))
+    ours, expected = (loading.load_vision(str(tmp_path / name))[1] for name in ("half", "whole"))
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(ours)} == {"float32"}
 
@@ -146,7 +146,7 @@ def test_every_wrong_tensor_is_named(dinov2, tmp_path):
 
     source = changed(dinov2[0], tmp_path / "spoilt", spoil)
     with pytest.raises(UserError) as error:
-        encoders.load_vision(source)
+        loading.load_vision(source)
     for text in [
         "missing: layernorm.weight",
         "surplus: head.weight",
@@ -162,7 +162,7 @@ def test_a_clip_without_its_tokenizer(clip, tmp_path):
 
     shutil.copytree(clip[0], tmp_path / "clip")
     (tmp_path / "clip" / "merges.txt").unlink()
-    for load in (encoders.load_text, Clip):
+    for load in (loading.load_text, Clip):
         with pytest.raises(UserError, match="has no tokenizer: expected tokenizer.json, or vocab"):
             load(str(tmp_path / "clip"))
 
@@ -191,30 +191,30 @@ def test_damaged_weights(dinov2, tmp_path):
     path = tmp_path / "cut" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="is damaged"):
-        encoders.load_vision(str(tmp_path / "cut"))
+        loading.load_vision(str(tmp_path / "cut"))
 
 
 def test_models_that_are_not_there_or_not_the_kind(clip, dinov2, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="give a folder, or a hub id"):
-        encoders.load_vision("no/such/folder")
+        loading.load_vision("no/such/folder")
     with pytest.raises(UserError, match="hf download nobody/nothing"):
-        encoders.load_vision("nobody/nothing")
+        loading.load_vision("nobody/nothing")
     with pytest.raises(UserError, match="the vision encoder is one of dinov2"):
-        encoders.load_vision(str(clip[0]))
+        loading.load_vision(str(clip[0]))
     with pytest.raises(UserError, match="the model of words is a clip, such as openai"):
-        encoders.load_text(str(dinov2[0]))
+        loading.load_text(str(dinov2[0]))
     with pytest.raises(UserError, match=r"has no config\.json"):
-        encoders.load_vision(str(tmp_path))
+        loading.load_vision(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "dinov2", **_SIZES}))
     with pytest.raises(UserError, match="No weights in"):
-        encoders.load_vision(str(tmp_path))
+        loading.load_vision(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "dinov2"}))
     with pytest.raises(UserError, match=r"config\.json of .* lacks 'hidden_size'"):
-        encoders.load_vision(str(tmp_path))
+        loading.load_vision(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": ')
     with pytest.raises(UserError, match="is not JSON"):
-        encoders.load_vision(str(tmp_path))
+        loading.load_vision(str(tmp_path))
 
 
 _SIZES = {

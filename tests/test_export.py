@@ -20,11 +20,13 @@ from safetensors.numpy import load_file
 from stand_in_hub import in_place_of_the_hub
 
 import fmbseg_jax
-from fmbseg_jax import exported, hub
-from fmbseg_jax.data import replacing
+from fmbseg_jax.encoders import loading
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.export import write_safetensors
-from fmbseg_jax.models import aligner, encoders
+from fmbseg_jax.io import replacing
+from fmbseg_jax.nn import aligner
+from fmbseg_jax.pretrained import hub
+from fmbseg_jax.sharing import exports
 
 WORDS = "sky,sofa;couch,moon"
 
@@ -109,7 +111,7 @@ def test_pytorch_reads_the_aligner(world, tmp_path, kind):
     large = jax.tree.map(lambda leaf: 3 * leaf + 0.1, segmenter.dense.params["aligner"])
     segmenter.dense.use(large)
     (tmp_path / "large").mkdir()
-    write_safetensors(tmp_path / "large", segmenter, exported.read_model(folder))
+    write_safetensors(tmp_path / "large", segmenter, exports.read_model(folder))
     names: dict = {}
     exec(blocks()[1], names)
     tensors, facts = names["load_aligner"](tmp_path / "large")
@@ -119,7 +121,7 @@ def test_pytorch_reads_the_aligner(world, tmp_path, kind):
     patches = np.random.default_rng(0).normal(size=(2, 25, 48)).astype(np.float32)
     with torch.no_grad():
         theirs = names["align"](torch.from_numpy(patches), tensors, facts).numpy()
-    module = aligner.create(**exported.read_model(folder)["aligner"])
+    module = aligner.create(**exports.read_model(folder)["aligner"])
     ours = module.apply({"params": large}, jnp.asarray(patches))
     np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
@@ -236,7 +238,7 @@ def test_an_export_that_is_replaced_while_it_is_read(world, tmp_path, monkeypatc
     """What is loaded is one export, not the protocol of one with the parameters of another."""
     first = save_aligner(tmp_path / "first", world.root, stride=35)
     second = save_aligner(tmp_path / "second", world.root, stride=14)
-    load_export, swapped = exported.load_export, []
+    load_export, swapped = exports.load_export, []
 
     def swap(folder, template):
         if not swapped:
@@ -245,7 +247,7 @@ def test_an_export_that_is_replaced_while_it_is_read(world, tmp_path, monkeypatc
                 replacing.copy(second, new)
         return load_export(folder, template)
 
-    monkeypatch.setattr(exported, "load_export", swap)
+    monkeypatch.setattr(exports, "load_export", swap)
     assert fmbseg_jax.load(first).protocol["stride"] == 14
 
 
@@ -308,7 +310,7 @@ def test_what_is_pushed_is_pulled(export, stand_in, monkeypatch):
 
 def test_a_download_that_was_cut_short_is_fetched_again(export, stand_in):
     hub.push(export, "user/water", private=True)
-    folder = exported.locate("user/water")
+    folder = exports.locate("user/water")
     largest = max((folder / "params").rglob("*"), key=lambda path: path.stat().st_size)
     largest.unlink()
     fmbseg_jax.load("user/water")
@@ -321,7 +323,7 @@ def test_a_download_that_was_cut_short_is_fetched_again(export, stand_in):
 
 def test_flipped_bytes_are_noticed(copy):
     """Of each file of the parameters some bytes are flipped: never other numbers in silence."""
-    expected = exported.read_model(copy)["params"]["hash"]
+    expected = exports.read_model(copy)["params"]["hash"]
     files = [path for path in (copy / "params").rglob("*") if path.is_file()]
     noticed = 0
     for path in files:
@@ -332,7 +334,7 @@ def test_flipped_bytes_are_noticed(copy):
             path.write_bytes(damaged)
             try:
                 params = fmbseg_jax.load(copy).dense.params["aligner"]
-                assert exported.digest(params) == expected
+                assert exports.digest(params) == expected
             except UserError as error:
                 assert "damaged" in str(error) or "another architecture" in str(error)
                 noticed += 1
@@ -343,10 +345,10 @@ def test_flipped_bytes_are_noticed(copy):
 
 def test_the_card_and_the_facts(world, tmp_path):
     """As train.py writes them."""
-    from fmbseg_jax.card import model_card
+    from fmbseg_jax.sharing.card import model_card
 
     folder = save_aligner(tmp_path / "export", world.root)
-    model = exported.read_model(folder)
+    model = exports.read_model(folder)
     model["vision"]["source"] = "facebook/dinov2-base"
     model["versions"] = {"fmbseg_jax": "0.1.0", "jax": "0.10.2"}
     card = model_card(model)
@@ -424,8 +426,8 @@ def test_no_pickle_is_run(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_dinov2(tmp_path / "dinov2", width=48, image=70, patch=14)
     (tmp_path / "dinov2" / "pytorch_model.bin").write_bytes(pickle.dumps(Pickled(), 2))
-    encoders.load_vision(str(tmp_path / "dinov2"))
+    loading.load_vision(str(tmp_path / "dinov2"))
     (tmp_path / "dinov2" / "model.safetensors").unlink()
     with pytest.raises(UserError, match="is refused or damaged"):
-        encoders.load_vision(str(tmp_path / "dinov2"))
+        loading.load_vision(str(tmp_path / "dinov2"))
     assert not (tmp_path / "hacked").exists()

@@ -14,8 +14,9 @@ import torch
 from conftest import ROOT, program, run
 from PIL import Image
 
-from fmbseg_jax import config, patches
+from fmbseg_jax import config
 from fmbseg_jax.data import example, images, tfrecord
+from fmbseg_jax.encoders import patches
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
 from toyworld import scenes

@@ -9,8 +9,8 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image, ImageDraw, ImageFont
 
-from fmbseg_jax import figures, fonts
-from fmbseg_jax.colours import PAPER
+from fmbseg_jax.outputs import fonts, overlays
+from fmbseg_jax.outputs.colours import PAPER
 from labelling.figures import draw_points
 
 DEJAVU = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
@@ -61,7 +61,7 @@ WORDS = "café", "Müller", "Straße", "łąka", "небо", "ουρανός", "
 @pytest.mark.parametrize("word", WORDS)
 def test_letters_of_many_alphabets_are_there(word, capsys):
     letters = {letter for letter in word if not letter.isascii()}
-    assert all(figures.legend([letter], 60).tobytes() != BOX for letter in letters)
+    assert all(overlays.legend([letter], 60).tobytes() != BOX for letter in letters)
     size = 24 * 0.92
     expected = ImageFont.truetype(DEJAVU, size).getlength(word)
     assert fonts.Font(24).length(word) == pytest.approx(expected)
@@ -75,7 +75,7 @@ def test_letters_of_many_alphabets_are_there(word, capsys):
 
 def box():
     """What Pillow's own font draws of any letter beyond ASCII."""
-    sheet = figures.legend(["s"], 60)
+    sheet = overlays.legend(["s"], 60)
     canvas = Image.fromarray(sheet)
     ImageDraw.Draw(canvas).rectangle((24, 0, 60, 40), PAPER)
     ImageDraw.Draw(canvas).text((25, 2), "é", INK, ImageFont.load_default(15))
@@ -155,8 +155,8 @@ def test_one_font_for_a_text_where_one_has_all_of_it(listed, tmp_path):
 
 
 def test_letters_that_no_font_has_are_told_of_once(capsys):
-    figures.legend(["天空", "sky", "地"], 200)
-    figures.legend(["海 небо", "하늘"], 200)
+    overlays.legend(["天空", "sky", "地"], 200)
+    overlays.legend(["海 небо", "하늘"], 200)
     said = capsys.readouterr().err.splitlines()
     assert [line.split("(")[1].split(")")[0] for line in said] == ["CJK", "HANGUL"]
     assert all("Install one that has, such as Debian's fonts-noto-cjk" in line for line in said)
@@ -177,7 +177,7 @@ def test_without_fontconfig_the_usual_folders_are_searched(monkeypatch, tmp_path
 
 def test_without_matplotlib_there_are_still_pictures(monkeypatch, capsys):
     monkeypatch.setattr(fonts.importlib.util, "find_spec", lambda name: None)
-    assert figures.legend(["é"], 60).tobytes() == BOX
+    assert overlays.legend(["é"], 60).tobytes() == BOX
     assert "(LATIN)" in capsys.readouterr().err
 
 
@@ -185,15 +185,15 @@ def test_every_picture_with_words_has_them(tmp_path):
     """Two words that were the same box: pictures of the one differ from those of the other."""
     grey = np.full((40, 60, 3), 200, np.uint8)
     pictures = (
-        lambda word: figures.contact_sheet([word], [[grey]], ["a"]),
-        lambda word: figures.contact_sheet(["a"], [[grey]], [word]),
-        lambda word: figures.contact_sheet(["a"], [[grey]], ["a"], title=word),
-        lambda word: figures.contact_sheet(["a"], [[grey]], ["a"], subtitle=word),
-        lambda word: figures.contact_sheet(["a"], [[grey]], ["a"], captions=[word]),
-        lambda word: figures.matrix(np.eye(1), [word], ["a"], ""),
-        lambda word: figures.matrix(np.eye(1), ["a"], [word], ""),
-        lambda word: figures.matrix(np.eye(1), ["a"], ["a"], word),
-        lambda word: figures.with_legend(grey, np.zeros((40, 60), int), [word], ""),
+        lambda word: overlays.contact_sheet([word], [[grey]], ["a"]),
+        lambda word: overlays.contact_sheet(["a"], [[grey]], [word]),
+        lambda word: overlays.contact_sheet(["a"], [[grey]], ["a"], title=word),
+        lambda word: overlays.contact_sheet(["a"], [[grey]], ["a"], subtitle=word),
+        lambda word: overlays.contact_sheet(["a"], [[grey]], ["a"], captions=[word]),
+        lambda word: overlays.matrix(np.eye(1), [word], ["a"], ""),
+        lambda word: overlays.matrix(np.eye(1), ["a"], [word], ""),
+        lambda word: overlays.matrix(np.eye(1), ["a"], ["a"], word),
+        lambda word: overlays.with_legend(grey, np.zeros((40, 60), int), [word], ""),
         lambda word: draw_points(grey, np.zeros((0, 2)), word),
     )
     for picture in pictures:

@@ -11,8 +11,9 @@ import pytest
 from conftest import run, start
 from test_restarts import begin, lines, params, wait_for
 
-from fmbseg_jax import checkpoint, sharding
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.parallel import agreement, hosts
+from fmbseg_jax.training import checkpoint
 
 TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 FOUR_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
@@ -120,8 +121,8 @@ def test_counts_of_several_processes_are_exact(monkeypatch):
         return np.stack([halves, other])
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(sharding.multihost_utils, "process_allgather", gather)
-    np.testing.assert_array_equal(sharding.sum_of_all(ours), ours + theirs)
+    monkeypatch.setattr(agreement.multihost_utils, "process_allgather", gather)
+    np.testing.assert_array_equal(agreement.sum_of_all(ours), ours + theirs)
 
 
 @pytest.fixture
@@ -161,17 +162,17 @@ SRUN = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "0", "SLURM_LOCALID"
     ],
 )
 def test_who_joins_whom(monkeypatch, joined, environment, flags, expected):
-    monkeypatch.setattr(sharding.importlib.util, "find_spec", lambda name: name == "libtpu" or None)
-    monkeypatch.setattr(sharding, "_has_tpu", lambda: True)
+    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: name == "libtpu" or None)
+    monkeypatch.setattr(hosts, "_has_tpu", lambda: True)
     for name, value in ({"JAX_PLATFORMS": "cpu"} | environment).items():
         monkeypatch.setenv(name, value)
-    sharding.start_hosts(*flags)
+    hosts.start_hosts(*flags)
     assert joined == expected
 
 
 def test_half_told_hosts_are_refused(monkeypatch, joined):
     with pytest.raises(UserError, match="give --processes, --process too"):
-        sharding.start_hosts("somewhere:1234", 0, -1)
+        hosts.start_hosts("somewhere:1234", 0, -1)
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
 
     def unreachable():
@@ -179,4 +180,4 @@ def test_half_told_hosts_are_refused(monkeypatch, joined):
 
     monkeypatch.setattr(jax.distributed, "initialize", unreachable)
     with pytest.raises(UserError, match="cannot be joined: DEADLINE_EXCEEDED\n.*docs/pods.md"):
-        sharding.start_hosts("", 0, -1)
+        hosts.start_hosts("", 0, -1)

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from stand_in_hub import COMMIT, in_place_of_the_hub, serve
 
 import fmbseg_jax
-from fmbseg_jax import exported, hub
-from fmbseg_jax.card import model_card
+from fmbseg_jax.encoders import identity, loading
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.models import encoders, identity
-from fmbseg_jax.pretrained import pickled
-from labelling import sam_checkpoint
+from fmbseg_jax.pretrained import hub, pickled
+from fmbseg_jax.sharing import exports
+from fmbseg_jax.sharing.card import model_card
 from labelling.clip import Clip
+from labelling.sam import checkpoint
 
 SOURCES = "some/clip", "some/dino"
 
@@ -48,9 +48,9 @@ def stand_in(saved, tmp_path, monkeypatch):
 
 
 def load_all():
-    encoders.load_vision("some/dino")
-    encoders.load_clip_vision("some/clip")
-    encoders.load_text("some/clip")
+    loading.load_vision("some/dino")
+    loading.load_clip_vision("some/clip")
+    loading.load_text("some/clip")
     return [identity.content_hash(source) for source in SOURCES]
 
 
@@ -91,17 +91,17 @@ def test_offline_what_a_cache_lacks_is_told(stand_in, monkeypatch):
         hf_hub_download("some/dino", name)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"(?s)hf download.*has a part.*lacks.*preprocessor_config"):
-        encoders.load_vision("some/dino")
+        loading.load_vision("some/dino")
     with pytest.raises(UserError, match="nor to be had"):
-        encoders.load_vision(f"some/{'a' * 120}")
+        loading.load_vision(f"some/{'a' * 120}")
 
 
 def test_a_model_whose_normalisation_is_published_nowhere(stand_in):
     (stand_in.root / "some/dino/preprocessor_config.json").unlink()
-    module, _ = encoders.load_vision("some/dino")
+    module, _ = loading.load_vision("some/dino")
     assert module.spec.mean == (0.485, 0.456, 0.406)
     stand_in.requests.clear()
-    encoders.load_vision("some/dino")
+    loading.load_vision("some/dino")
     assert not stand_in.requests
 
 
@@ -132,14 +132,14 @@ def test_weights_in_parts(stand_in, saved):
 def test_a_gated_model(stand_in, status):
     stand_in.gated["some/dino"] = status
     with pytest.raises(UserError, match=r"(?s)accepted its licence.*Accept it on https://hugging"):
-        encoders.load_vision("some/dino")
+        loading.load_vision("some/dino")
 
 
 def test_a_model_that_nobody_has(stand_in):
     with pytest.raises(
         UserError, match="Check its spelling; if it is private, run `hf auth login`"
     ):
-        encoders.load_vision("some/nothing")
+        loading.load_vision("some/nothing")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_model_that_nobody_has(stand_in):
 def test_another_kind_of_model_is_refused_before_its_weights_are_fetched(stand_in, config, message):
     (stand_in.root / "some/dino/config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=message):
-        encoders.load_vision("some/dino")
+        loading.load_vision("some/dino")
     assert not any("model.safetensors" in request for request in stand_in.requests)
 
 
@@ -162,10 +162,10 @@ def test_weights_in_another_layout_are_named(stand_in):
     repository = stand_in.root / "some/clip"
     (repository / "model.safetensors").rename(repository / "open_clip_model.safetensors")
     with pytest.raises(UserError, match="no weights in Hugging Face layout.*open_clip_model"):
-        encoders.load_text("some/clip")
+        loading.load_text("some/clip")
     with pytest.raises(UserError, match="No weights in .* OpenCLIP's layout"):
         (repository / "open_clip_config.json").write_text("{}")
-        encoders.load_text(str(repository))
+        loading.load_text(str(repository))
 
 
 @pytest.mark.parametrize("source", ["checkpoints/x.pth", "w/export", "./dino", "work/model.bin"])
@@ -179,7 +179,7 @@ def test_the_command_that_fetches_by_hand(stand_in, monkeypatch):
     """Its patterns, as the hub's own command reads them, are those of the model's files."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as raised:
-        encoders.load_text("some/clip")
+        loading.load_text("some/clip")
     (command,) = (line for line in str(raised.value).splitlines() if "hf download" in line)
     patterns = [part.strip("'") for part in command.split()[command.split().index("--include") :]]
     assert patterns[::2] == ["--include"] * 3
@@ -187,8 +187,8 @@ def test_the_command_that_fetches_by_hand(stand_in, monkeypatch):
     import huggingface_hub
 
     folder = huggingface_hub.snapshot_download("some/clip", allow_patterns=patterns[1::2])
-    encoders.load_text(folder)
-    encoders.load_clip_vision(folder)
+    loading.load_text(folder)
+    loading.load_clip_vision(folder)
 
 
 OLD, NEW = "a" * 40, "b" * 40
@@ -216,7 +216,7 @@ def test_a_revision_is_fetched_once_and_found_offline(two_commits, saved, monkey
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert identity.describe(source) == described
     assert hub.commit(hub.locate("some/dino@branch/new")) == NEW
-    encoders.load_vision(source)
+    loading.load_vision(source)
     assert not two_commits.requests
 
 
@@ -231,13 +231,13 @@ def test_a_revision_that_nobody_has(two_commits, monkeypatch):
         UserError,
         match=r"some/dino has no revision 'v2' .*whole commit hash, a tag or a branch, wh",
     ):
-        encoders.load_vision("some/dino@v2")
+        loading.load_vision("some/dino@v2")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
         UserError,
         match=r"(?s)some/dino@v1 is neither .*hf download some/dino --revision v1 --local",
     ):
-        encoders.load_vision("some/dino@v1")
+        loading.load_vision("some/dino@v1")
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_a_clip_of_a_revision(stand_in, saved):
         path.write_text("{}")  # all that is there now
     hashed = identity.content_hash("some/clip@v1")
     assert hashed == identity.content_hash(str(saved / "clip"))
-    encoders.load_text("some/clip@v1")
+    loading.load_text("some/clip@v1")
     Clip("some/clip@v1")
 
 
@@ -273,9 +273,9 @@ def test_a_sam_of_a_revision(stand_in, monkeypatch):
     (stand_in.repository("some/sam") / "config.json").write_text('{"model_type": "sam"}')
     save_file({"a": torch.ones(1)}, stand_in.root / "some/sam/model.safetensors")
     stand_in.keep("some/sam", OLD, "v1")
-    monkeypatch.setattr(sam_checkpoint, "_read_folder", lambda folder, source: folder.name)
-    assert sam_checkpoint.read("some/sam@v1") == OLD
-    assert sam_checkpoint.read("some/sam") == COMMIT
+    monkeypatch.setattr(checkpoint, "_read_folder", lambda folder, source: folder.name)
+    assert checkpoint.read("some/sam@v1") == OLD
+    assert checkpoint.read("some/sam") == COMMIT
 
 
 def test_an_export_knows_its_commits(two_commits, world, tmp_path):
@@ -314,7 +314,7 @@ def test_an_aligner_of_a_revision(stand_in, world, tmp_path):
     shutil.copytree(served, stand_in.repository(name), dirs_exist_ok=True)
     stand_in.keep(name, OLD, "v1")
     (stand_in.root / name / "model.json").write_text("{}")
-    assert exported.locate(f"{name}@v1").name == OLD
+    assert exports.locate(f"{name}@v1").name == OLD
     fmbseg_jax.load(f"{name}@v1")
     with pytest.raises(UserError, match="is not the model.json"):
         fmbseg_jax.load(name)
@@ -395,7 +395,7 @@ def test_a_bit_that_flipped_in_a_pytorch_file_is_told(saved, tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
-    for read in (encoders.load_vision, identity.content_hash):
+    for read in (loading.load_vision, identity.content_hash):
         with pytest.raises(UserError, match="pytorch_model.bin is damaged .*CRC"):
             read(str(tmp_path / "dino"))
 
@@ -423,10 +423,10 @@ def test_only_the_old_format_needs_pytorch(saved, tmp_path, without_torch, zippe
     assert identity.content_hash(str(tmp_path / "dino")) == expected
     without_torch()
     if zipped:
-        encoders.load_vision(str(tmp_path / "dino"))
+        loading.load_vision(str(tmp_path / "dino"))
         return
     with pytest.raises(UserError, match="format of PyTorch before 1.6.*pip install torch"):
-        encoders.load_vision(str(tmp_path / "dino"))
+        loading.load_vision(str(tmp_path / "dino"))
 
 
 def test_the_hash_is_of_values(saved, tmp_path):
@@ -444,7 +444,7 @@ def test_the_hash_is_of_values(saved, tmp_path):
     (folder / "config.json").write_text(
         json.dumps(json.loads((folder / "config.json").read_text()) | {"more": 1})
     )
-    encoders.Tokenizer(folder, 514, 77)._tokenizer.save_pretrained(folder)
+    loading.Tokenizer(folder, 514, 77)._tokenizer.save_pretrained(folder)
     (folder / "vocab.json").unlink()
     (folder / "merges.txt").unlink()
     assert (folder / "tokenizer.json").is_file()
@@ -496,6 +496,6 @@ def test_the_second_run_of_every_program_asks_nothing(world, tmp_path, monkeypat
         for command in commands:
             assert "Fetching" not in run(*command).stdout
         assert not served.requests
-    model = exported.read_model(tmp_path / "export")
+    model = exports.read_model(tmp_path / "export")
     assert [model[name]["revision"] for name in ("vision", "clip")] == [COMMIT, COMMIT]
     assert f"some/dinov2, commit {COMMIT} " in (tmp_path / "export" / "README.md").read_text()

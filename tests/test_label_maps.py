@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 from rasters import chunk, png
 
-from fmbseg_jax.data import coco, label_maps
-from fmbseg_jax.data.benchmarks import open_folder
-from fmbseg_jax.data.completeness import check
+from fmbseg_jax.data import label_maps
+from fmbseg_jax.datasets import coco
+from fmbseg_jax.datasets.completeness import check
+from fmbseg_jax.datasets.folder import open_folder
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.report import print_checks
+from fmbseg_jax.evaluation.report import print_checks
 from fmbseg_jax.vocabulary import IGNORE
-from labelling.annotated import annotated_image
+from labelling.shards.annotated import annotated_image
 
 INDICES = np.arange(9 * 13).reshape(9, 13)
 PALETTE = chunk(b"PLTE", bytes(range(255, -1, -1)) * 3)

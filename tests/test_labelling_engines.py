@@ -15,12 +15,13 @@ from labelling_tiny import CONFIG, WORDS, picture, save_sam
 from models import save_clip
 from PIL import Image
 
-from fmbseg_jax import workfolder
 from fmbseg_jax.data import example
 from fmbseg_jax.data.tfrecord import RecordSource, find_shards
 from fmbseg_jax.errors import UserError
-from labelling import dataset, engines
-from labelling.worker import Worker
+from fmbseg_jax.runs import workfolder
+from labelling import engines
+from labelling.shards import dataset
+from labelling.shards.worker import Worker
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {

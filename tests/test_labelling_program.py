@@ -28,7 +28,7 @@ from fmbseg_jax.data.tfrecord import RecordSource, find_shards
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.features import write_features
 from fmbseg_jax.vocabulary import IGNORE
-from labelling import dataset
+from labelling.shards import dataset
 
 torch.set_num_threads(1)
 
@@ -309,7 +309,7 @@ def test_stopped_between_two_writes(world, monkeypatch, moment):
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         if moment == "before the counts":
-            patch.setattr("labelling.dataset.write_json", _after(kill, 1))
+            patch.setattr("labelling.shards.dataset.write_json", _after(kill, 1))
         elif moment == "before the name":
             patch.setattr("fmbseg_jax.data.tfrecord.ShardWriter.__exit__", kill)
         else:
@@ -331,7 +331,7 @@ def test_nothing_to_do(world, capsys, monkeypatch):
     label(world)
     before = {p: p.stat().st_mtime_ns for p in (world / "work/pseudo_labels").rglob("[!.]*")}
     capsys.readouterr()
-    for model in ("labelling.clip.Clip", "labelling.sam.Sam"):
+    for model in ("labelling.clip.Clip", "labelling.sam.model.Sam"):
         monkeypatch.setattr(model, None)
     assert label(world) == (0, "")
     output = capsys.readouterr().out

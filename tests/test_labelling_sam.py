@@ -8,9 +8,9 @@ from models import at_unit_scale
 
 from fmbseg_jax import config
 from fmbseg_jax.errors import UserError
-from labelling import sam_checkpoint
-from labelling.meta_sam import segment_anything
-from labelling.sam import Sam, mask_boxes, point_grid
+from labelling.sam import checkpoint
+from labelling.sam.meta import segment_anything
+from labelling.sam.model import Sam, mask_boxes, point_grid
 
 torch.set_num_threads(1)
 
@@ -185,7 +185,7 @@ def test_boxes():
 
 def test_round_trip(tmp_path):
     original = build_sam()
-    loaded = sam_checkpoint.load(save_sam(tmp_path / "sam.pth"))
+    loaded = checkpoint.load(save_sam(tmp_path / "sam.pth"))
     for name, tensor in original.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
     image = torch.from_numpy(picture(64, 64)).permute(2, 0, 1)
@@ -201,7 +201,7 @@ def test_round_trip(tmp_path):
 def test_float16_files_become_float32(tmp_path):
     tensors = {name: t.half() for name, t in build_sam().state_dict().items()}
     torch.save(tensors, tmp_path / "half.pth")
-    model = sam_checkpoint.load(tmp_path / "half.pth")
+    model = checkpoint.load(tmp_path / "half.pth")
     assert {t.dtype for t in model.state_dict().values()} == {torch.float32}
     assert {p.device.type for p in [*model.parameters(), *model.buffers()]} == {"cpu"}
 
@@ -210,7 +210,7 @@ def test_float16_files_become_float32(tmp_path):
 def test_sizes_of_the_published_models(kind):
     with torch.device("meta"):
         published = segment_anything.sam_model_registry[kind]()
-        ours = sam_checkpoint.build(published.state_dict())
+        ours = checkpoint.build(published.state_dict())
     shapes = [{n: t.shape for n, t in m.state_dict().items()} for m in (published, ours)]
     assert shapes[0] == shapes[1]
     for a, b in zip(published.image_encoder.blocks, ours.image_encoder.blocks, strict=True):
@@ -250,21 +250,21 @@ def test_damaged_checkpoints(tmp_path, damage, message):
     damage(tensors)
     torch.save(tensors, tmp_path / "sam.pth")
     with pytest.raises(UserError, match=message):
-        sam_checkpoint.load(tmp_path / "sam.pth")
+        checkpoint.load(tmp_path / "sam.pth")
 
 
 def test_files_that_are_no_checkpoint(tmp_path):
     with pytest.raises(UserError, match="No SAM checkpoint at .*sam_vit_h_4b8939.pth"):
-        sam_checkpoint.load(tmp_path / "none.pth")
+        checkpoint.load(tmp_path / "none.pth")
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(UserError, match="torch cannot read it"):
-        sam_checkpoint.load(tmp_path / "text.pth")
+        checkpoint.load(tmp_path / "text.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(UserError, match="expected a dict of tensors"):
-        sam_checkpoint.load(tmp_path / "list.pth")
+        checkpoint.load(tmp_path / "list.pth")
     torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="it has no tensor"):
-        sam_checkpoint.load(tmp_path / "other.pth")
+        checkpoint.load(tmp_path / "other.pth")
 
 
 @pytest.mark.parametrize(
@@ -280,19 +280,19 @@ def test_successors_of_sam_are_named(tmp_path, model, tensor):
     whole = {"model": tensors} if model == "SAM 2" else tensors
     torch.save(whole, tmp_path / "other.pth")
     with pytest.raises(UserError, match=f"is a checkpoint of {model}, which is another architect"):
-        sam_checkpoint.load(tmp_path / "other.pth")
+        checkpoint.load(tmp_path / "other.pth")
     (tmp_path / "config.json").write_text('{"model_type": "sam2_video"}')
     with pytest.raises(UserError, match="is SAM 2; the model of masks is a sam, such as facebook"):
-        sam_checkpoint.load(tmp_path)
+        checkpoint.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["wanglab/medsam-vit-base", "nielsr/slimsam-50-uniform"])
 def test_any_name_on_the_hub_may_be_a_sam(monkeypatch, name):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=f"hf download {name}"):
-        sam_checkpoint.load(name)
+        checkpoint.load(name)
     with pytest.raises(UserError, match="No SAM checkpoint at some/medsam_vit_b.pth"):
-        sam_checkpoint.load("some/medsam_vit_b.pth")
+        checkpoint.load("some/medsam_vit_b.pth")
 
 
 def test_transformers_files_are_read(tmp_path, monkeypatch):
@@ -326,8 +326,8 @@ def test_transformers_files_are_read(tmp_path, monkeypatch):
     np.testing.assert_allclose(low.ious, ious, atol=1e-4 * ious.abs().max())
     masks = expected.pred_masks[0][torch.arange(2), best]
     np.testing.assert_allclose(low.logits, masks, atol=1e-4 * masks.abs().max())
-    tensors = sam_checkpoint.read(tmp_path)
-    assert tensors.keys() == sam_checkpoint.load(tmp_path).state_dict().keys()
+    tensors = checkpoint.read(tmp_path)
+    assert tensors.keys() == checkpoint.load(tmp_path).state_dict().keys()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="hf download nobody/sam-vit-base"):
         Sam("nobody/sam-vit-base")
@@ -354,7 +354,7 @@ def test_large_images_are_measured_smaller(sam, monkeypatch):
     embedding = sam.embed(picture(60, 90))
     options = config.Sam(6, 10, 0.0, 0.7, 0.7, 0.0, 0.6)
     exact, _ = automatic(sam, embedding, options)
-    monkeypatch.setattr("labelling.sam._COUNTED_WHOLE", 0)
+    monkeypatch.setattr("labelling.sam.model._COUNTED_WHOLE", 0)
     near, _ = automatic(sam, embedding, options)
     assert near.shape[1:] == exact.shape[1:]
     flat = exact.flatten(1).float(), near.flatten(1).float()

@@ -15,9 +15,9 @@ from fmbseg_jax.data import example, label_maps
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.vocabulary import IGNORE
 from labelling import detection, figures, models, stage1
-from labelling.annotated import annotated_image
 from labelling.clip import Clip
-from labelling.sam import Sam
+from labelling.sam.model import Sam
+from labelling.shards.annotated import annotated_image
 
 torch.set_num_threads(1)
 

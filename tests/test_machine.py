@@ -14,12 +14,17 @@ from models import save_aligner
 
 import fmbseg_jax
 from fmbseg_jax import config as config_lib
-from fmbseg_jax import exported, logs, machine, texts, workfolder
-from fmbseg_jax.checkpoint import Checkpoints
-from fmbseg_jax.config_files import resolve
-from fmbseg_jax.data import appending, benchmarks, files, images, label_maps, pipeline, tfrecord
+from fmbseg_jax.config.files import resolve
+from fmbseg_jax.data import images, label_maps, tfrecord
+from fmbseg_jax.datasets import folder as benchmarks
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.models import weights
+from fmbseg_jax.io import appending, files, machine, texts
+from fmbseg_jax.pretrained import weights
+from fmbseg_jax.runs import workfolder
+from fmbseg_jax.sharing import exports
+from fmbseg_jax.training import batches as pipeline
+from fmbseg_jax.training import log as logs
+from fmbseg_jax.training.checkpoint import Checkpoints
 from fmbseg_jax.vocabulary import parse_words, read_templates
 from labelling.detection import read_image_labels
 
@@ -87,7 +92,7 @@ def shortage(*arguments, **more):
 
 
 def test_an_export_that_cannot_be_opened_is_not_damaged(export, monkeypatch):
-    monkeypatch.setattr(exported.ocp.StandardCheckpointer, "restore", shortage)
+    monkeypatch.setattr(exports.ocp.StandardCheckpointer, "restore", shortage)
     with pytest.raises(OSError, match="Too many open files") as raised:
         fmbseg_jax.load(export)
     assert raised.value.errno == errno.EMFILE and raised.value.filename == str(export / "params")

@@ -9,13 +9,14 @@ from conftest import run
 from etils import epath
 from PIL import Image
 
-from fmbseg_jax.data import files, finding, images, label_maps, spelling
-from fmbseg_jax.data.benchmarks import open_folder, open_published
+from fmbseg_jax.data import finding, images, label_maps
+from fmbseg_jax.datasets.folder import open_folder, open_published
 from fmbseg_jax.errors import Notice, UserError
-from fmbseg_jax.evaluation import score_folder
+from fmbseg_jax.evaluation.scoring import score_folder
+from fmbseg_jax.io import files, spelling
 from fmbseg_jax.vocabulary import check_words, parse_words, read_words, unlike
-from labelling.annotated import annotated_image
 from labelling.detection import read_image_labels
+from labelling.shards.annotated import annotated_image
 
 APART = unicodedata.normalize("NFD", "é")  # as macOS stores it
 LETTER = unicodedata.normalize("NFC", "é")

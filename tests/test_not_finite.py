@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 
 import fmbseg_jax
 from fmbseg_jax import config as config_lib
-from fmbseg_jax import trainer, training, training_data
 from fmbseg_jax.data import example, tfrecord
+from fmbseg_jax.encoders.text_features import TextFeatures
 from fmbseg_jax.errors import NotFiniteError, UserError
-from fmbseg_jax.text import TextFeatures
+from fmbseg_jax.training import data, loop
+from fmbseg_jax.training import step as training
 from labelling.clip import Clip
-from labelling.sam import Sam
+from labelling.sam.model import Sam
 
 torch.set_num_threads(1)
 ADVICE = r"computing in float16\. Set label\.compute to bfloat16 or float32, whose range is wider"
@@ -198,7 +199,7 @@ def test_features_that_others_wrote_as_nan_are_not_trained_on(tmp_path, monkeypa
     write_features(tmp_path / "features", example.PatchFeatures, example.encode(features(patches)))
     message = r"features of a\.png \(record 0 of .*-00000-of-00001\) are not finite: they hold NaN"
     with pytest.raises(UserError, match=message):
-        training_data.open_cached(tmp_path)
+        data.open_cached(tmp_path)
 
 
 def test_int8_features_with_an_infinite_scale_are_not_trained_on(tmp_path, monkeypatch):
@@ -207,7 +208,7 @@ def test_int8_features_with_an_infinite_scale_are_not_trained_on(tmp_path, monke
     monkeypatch.setattr(example, "_check_features", lambda features: None)
     write_features(tmp_path / "features", example.Int8PatchFeatures, example.encode(kept))
     with np.errstate(over="ignore"), pytest.raises(UserError, match="beyond 65504"):
-        training_data.open_cached(tmp_path)
+        data.open_cached(tmp_path)
 
 
 def test_a_batch_with_nan_is_not_taken_for_divergence():
@@ -221,7 +222,7 @@ def test_a_batch_with_nan_is_not_taken_for_divergence():
         state = training.create_state(goal, 0, 3)
         metrics[step] = training.train_step(state, batch, jnp.eye(3), {}, objective=goal)[1]
     assert [bool(one["patches_finite"]) for one in metrics.values()] == [True, False]
-    meter = trainer._Meter(options, 2)
+    meter = loop._Meter(options, 2)
     for step, values in jax.device_get(metrics).items():
         meter.add(step, jax.tree.map(jnp.asarray, values), patches=2)
     with pytest.raises(UserError, match=r"in the batch of step 2 are NaN or infinite.*encoder's"):

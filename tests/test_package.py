@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 import fmbseg_jax
-from fmbseg_jax.extras import EXTRAS
+from fmbseg_jax.runs.extras import EXTRAS
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

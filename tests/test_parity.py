@@ -29,8 +29,9 @@ from transformers import (
 )
 
 from fmbseg_jax.data.images import decode, normalise, resize
+from fmbseg_jax.encoders import loading, specs
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.models import encoders, positions, specs, transformer
+from fmbseg_jax.nn import positions, transformer
 
 DEPTH = 2
 GRIDS = [(4, 4), (3, 7)]
@@ -123,7 +124,7 @@ def published(request, tmp_path_factory):
 
 def test_vision_towers_equal_hugging_face(published):
     folder, model, spec = published
-    module, params = encoders.load_vision(str(folder))
+    module, params = loading.load_vision(str(folder))
     assert module.spec == spec, "config.json gives back the spec"
     for batch, grid in [(1, GRIDS[0]), (3, GRIDS[1])]:
         assert max(errors(module, params, model, pixels(spec, batch, grid))) < 1e-5
@@ -133,7 +134,7 @@ def test_vision_towers_in_bfloat16(published):
     folder, model, spec = published
     half = copy.deepcopy(model).bfloat16()
     half.save_pretrained(folder / "half")
-    module, params = encoders.load_vision(str(folder / "half"), "bfloat16")
+    module, params = loading.load_vision(str(folder / "half"), "bfloat16")
     kernels = [x for path, x in jax.tree.leaves_with_path(params) if "kernel" in str(path)]
     assert {x.dtype for x in kernels} == {jnp.dtype("bfloat16")}
     assert params["norm"]["scale"].dtype == jnp.float32
@@ -158,7 +159,7 @@ def test_a_mutant_is_found(tmp_path, wrong):
     spec = small(specs.VISION["facebook/dinov2-with-registers-small"])
     model = models.at_unit_scale(hugging_face(spec))
     model.save_pretrained(tmp_path)
-    module, params = encoders.load_vision(str(tmp_path))
+    module, params = loading.load_vision(str(tmp_path))
     images = pixels(spec, 1, GRIDS[1])
     assert max(errors(module, params, model, images)) < 1e-5
     blocks = {name: value for name, value in wrong.items() if hasattr(spec.transformer, name)}
@@ -167,7 +168,7 @@ def test_a_mutant_is_found(tmp_path, wrong):
         transformer=dataclasses.replace(spec.transformer, **blocks),
         **{name: value for name, value in wrong.items() if name not in blocks},
     )
-    assert max(errors(encoders.VisionEncoder(mutant), params, model, images)) > 3e-5
+    assert max(errors(loading.VisionEncoder(mutant), params, model, images)) > 3e-5
 
 
 def test_the_number_of_registers_matters(tmp_path):
@@ -177,15 +178,15 @@ def test_the_number_of_registers_matters(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_register_tokens": 3}))
     with pytest.raises(UserError, match=r"is \(1, 4, 384\), expected \(1, 3, 384\)"):
-        encoders.load_vision(str(tmp_path))
+        loading.load_vision(str(tmp_path))
 
 
 def test_rotary_positions_matter(tmp_path):
     spec = small(specs.VISION["facebook/dinov3-vits16-pretrain-lvd1689m"])
     model = models.at_unit_scale(hugging_face(spec))
     model.save_pretrained(tmp_path)
-    module, params = encoders.load_vision(str(tmp_path))
-    mutant = encoders.VisionEncoder(dataclasses.replace(spec, rope=99.0))
+    module, params = loading.load_vision(str(tmp_path))
+    mutant = loading.VisionEncoder(dataclasses.replace(spec, rope=99.0))
     assert max(errors(mutant, params, model, pixels(spec, 1, GRIDS[1]))) > 1e-4
 
 
@@ -194,7 +195,7 @@ def test_the_full_vit_l(tmp_path):
     spec = specs.VISION["facebook/dinov2-large"]
     model = models.at_unit_scale(hugging_face(spec))
     model.save_pretrained(tmp_path)
-    module, params = encoders.load_vision(str(tmp_path))
+    module, params = loading.load_vision(str(tmp_path))
     assert max(errors(module, params, model, pixels(spec, 1, (5, 6)))) < 1e-5
 
 
@@ -254,7 +255,7 @@ def test_clip_towers_equal_hugging_face(clip, dtype, tolerance):
         models.save_tokenizer(folder / "half")
         models.save_clip_processor(folder / "half", vision.grid * vision.patch)
         folder, model = folder / "half", model.float()
-    module, params = encoders.load_clip_vision(str(folder), dtype)
+    module, params = loading.load_clip_vision(str(folder), dtype)
     same = _in_float32(module.spec)
     assert same == vision
     for batch, grid in [(1, GRIDS[0]), (3, GRIDS[1])]:
@@ -272,7 +273,7 @@ def test_clip_towers_equal_hugging_face(clip, dtype, tolerance):
         assert relative_error(output.cls, cls) < tolerance
         ours = np.asarray(output.patches).reshape(patches.shape)
         assert relative_error(ours, patches) < tolerance
-    module, params, _ = encoders.load_text(str(folder), dtype)
+    module, params, _ = loading.load_text(str(folder), dtype)
     assert _in_float32(module.spec) == text
     ids = np.asarray([[512, 70, 300, 513, 513], [512, 9, 513, 513, 513], [512, 1, 2, 3, 513]])
     with torch.no_grad():
@@ -289,12 +290,12 @@ def test_every_published_size_has_shapes():
     """Without their weights: the parameters of the published models, counted."""
     counted = {}
     for name, spec in specs.VISION.items():
-        counted[name] = _parameters(encoders.VisionEncoder(spec), (1, 224, 224, 3))
+        counted[name] = _parameters(loading.VisionEncoder(spec), (1, 224, 224, 3))
     for name, (vision, text) in specs.CLIP.items():
-        module = encoders.ClipVisionEncoder(vision)
+        module = loading.ClipVisionEncoder(vision)
         image = vision.grid * vision.patch
         counted[name] = _parameters(module, (1, image, image, 3))
-        counted[name] += _parameters(encoders.TextEncoder(text), (1, 77), jnp.int32)
+        counted[name] += _parameters(loading.TextEncoder(text), (1, 77), jnp.int32)
     millions = {name: round(count / 1e6, 1) for name, count in counted.items()}
     assert millions["facebook/dinov2-small"] == 22.1
     assert millions["facebook/dinov2-base"] == 86.6
@@ -327,7 +328,7 @@ def test_weights_in_every_layout(tmp_path):
     spec = small(specs.VISION["facebook/dinov2-small"])
     model = models.at_unit_scale(hugging_face(spec))
     model.save_pretrained(tmp_path / "one")
-    _, expected = encoders.load_vision(str(tmp_path / "one"))
+    _, expected = loading.load_vision(str(tmp_path / "one"))
     model.save_pretrained(tmp_path / "parts", max_shard_size="5MB")
     parts = sorted((tmp_path / "parts").glob("*.safetensors"))
     assert len(parts) > 1
@@ -337,11 +338,11 @@ def test_weights_in_every_layout(tmp_path):
     config = (tmp_path / "one" / "config.json").read_text()
     (tmp_path / "bin" / "config.json").write_text(config)
     for layout in ("parts", "bin"):
-        _, params = encoders.load_vision(str(tmp_path / layout))
+        _, params = loading.load_vision(str(tmp_path / layout))
         jax.tree.map(np.testing.assert_array_equal, params, expected)
     parts[0].unlink()
     with pytest.raises(UserError, match=rf"lacks 1 of the {len(parts)} parts.*{parts[0].name}"):
-        encoders.load_vision(str(tmp_path / "parts"))
+        loading.load_vision(str(tmp_path / "parts"))
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path):
@@ -352,7 +353,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(_CONFIG))
     torch.save({"cls": Evil()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="pytorch_model.bin is refused or damaged"):
-        encoders.load_vision(str(tmp_path))
+        loading.load_vision(str(tmp_path))
 
 
 _CONFIG = {
@@ -386,7 +387,7 @@ def photograph():
 @pytest.mark.parametrize("name", specs.VISION)
 def test_published_weights_on_a_photograph(name, photograph):
     """Needs a connection, and for DINOv3 leave to fetch it: `pytest -m network`."""
-    module, params = encoders.load_vision(name)
+    module, params = loading.load_vision(name)
     model = AutoModel.from_pretrained(name).eval()
     assert module.spec == specs.VISION[name]
     normal = normalise(photograph, module.spec.mean, module.spec.std)[None].astype(np.float32)
@@ -397,7 +398,7 @@ def test_published_weights_on_a_photograph(name, photograph):
 @pytest.mark.parametrize("name", specs.CLIP)
 def test_published_clip_on_a_photograph(name, photograph):
     vision, text = specs.CLIP[name]
-    module, params = encoders.load_clip_vision(name)
+    module, params = loading.load_clip_vision(name)
     assert module.spec == vision
     model = CLIPModel.from_pretrained(name).eval()
     side = vision.grid * vision.patch
@@ -410,7 +411,7 @@ def test_published_clip_on_a_photograph(name, photograph):
         patches = dense_features(model, theirs)
     assert relative_error(ours.cls, cls) < 1e-5
     assert relative_error(np.asarray(ours.patches).reshape(patches.shape), patches) < 1e-5
-    module, params, tokenizer = encoders.load_text(name)
+    module, params, tokenizer = loading.load_text(name)
     ids = tokenizer(["a photo of a cat."], return_tensors="np")["input_ids"]
     with torch.no_grad():
         expected = model.get_text_features(input_ids=torch.from_numpy(ids)).pooler_output

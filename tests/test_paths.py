@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fmbseg_jax import checkpoint, exported, workfolder
 from fmbseg_jax.config import Config
-from fmbseg_jax.data import replacing
-from fmbseg_jax.data.files import incomplete
-from fmbseg_jax.data.links import without_patterns
 from fmbseg_jax.data.sources import Sources
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.io import replacing
+from fmbseg_jax.io.files import incomplete
+from fmbseg_jax.io.links import without_patterns
+from fmbseg_jax.runs import workfolder
+from fmbseg_jax.sharing import exports
+from fmbseg_jax.training import checkpoint
 
 NAMES = "run[1]", "[!a]*", "what?", "a\\b", "a b", "50%20", "небо #1"
 
@@ -35,11 +37,11 @@ def export(value=0.0):
     encoder = {"source": "", "hash": ""}
     model = {"vision": encoder, "clip": encoder, "words": [], "images": 0, "config": {}}
     model["aligner"] = {"kind": "linear", "output": 1, "mlp_ratio": 1, "heads": 1}
-    return exported.Export(params(value), model)
+    return exports.Export(params(value), model)
 
 
 def kernel(folder):
-    return np.asarray(exported.load_export(folder, params())["kernel"])
+    return np.asarray(exports.load_export(folder, params())["kernel"])
 
 
 class Batches:
@@ -64,7 +66,7 @@ class Batches:
 def test_what_is_saved_in_any_folder_is_read_again(name, tmp_path):
     folder, sibling = tmp_path / name / "work", tmp_path / "run1" / "work"
     for i, work in enumerate((sibling, folder)):  # the sibling is what such a pattern would match
-        exported.save_export(work / "export", export(i), "")
+        exports.save_export(work / "export", export(i), "")
     np.testing.assert_array_equal(kernel(folder / "export"), params(1)["kernel"])
     saved = checkpoint.Checkpoints(folder / "checkpoints")
     batches = Batches()
@@ -79,7 +81,7 @@ def test_what_is_saved_in_any_folder_is_read_again(name, tmp_path):
 
 
 def test_an_export_may_be_moved_into_such_a_folder(tmp_path):
-    exported.save_export(tmp_path / "export", export(), "")
+    exports.save_export(tmp_path / "export", export(), "")
     moved = tmp_path / "old [1]"
     shutil.move(tmp_path / "export", moved)
     np.testing.assert_array_equal(kernel(moved), params()["kernel"])
@@ -99,10 +101,10 @@ def test_a_link_lasts_as_long_as_it_is_needed(tmp_path, monkeypatch):
     assert (folder / "file").exists()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     with pytest.raises(UserError, match="would be taken for a pattern, .* set TMPDIR to a folder"):
-        exported.save_export(folder / "export", export(), "")
+        exports.save_export(folder / "export", export(), "")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="set TMPDIR .*No such file"):
-        exported.save_export(folder / "export", export(), "")
+        exports.save_export(folder / "export", export(), "")
 
 
 # Taking the place of an earlier export
@@ -110,7 +112,7 @@ def test_a_link_lasts_as_long_as_it_is_needed(tmp_path, monkeypatch):
 
 @pytest.fixture
 def old(tmp_path):
-    exported.save_export(tmp_path / "export", export(), "")
+    exports.save_export(tmp_path / "export", export(), "")
     return tmp_path / "export"
 
 
@@ -119,19 +121,19 @@ def entries(folder):
 
 
 def test_an_export_that_cannot_be_read_takes_no_place(old, monkeypatch):
-    save = exported._save
+    save = exports._save
 
     def badly(folder, given):
         save(folder, given)
         largest = max(folder.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
         largest.write_bytes(bytes(largest.stat().st_size))
 
-    monkeypatch.setattr(exported, "_save", badly)
+    monkeypatch.setattr(exports, "_save", badly)
     with pytest.raises(UserError, match="written cannot be read .* What was there is as it was"):
-        exported.save_export(old, export(1), "")
+        exports.save_export(old, export(1), "")
     np.testing.assert_array_equal(kernel(old), params()["kernel"])
     monkeypatch.undo()
-    exported.save_export(old, export(1), "")
+    exports.save_export(old, export(1), "")
     np.testing.assert_array_equal(kernel(old), params(1)["kernel"])
     assert entries(old.parent) == ["export"]
 
@@ -150,7 +152,7 @@ def test_a_rename_that_fails_leaves_the_old_one(old, monkeypatch, fails, kind):
 
     monkeypatch.setattr(Path, "rename", refused)
     with pytest.raises(kind, match="no"):
-        exported.save_export(old, export(1), "")
+        exports.save_export(old, export(1), "")
     np.testing.assert_array_equal(kernel(old), params()["kernel"])
 
 
@@ -159,7 +161,7 @@ def test_killed_while_neither_has_the_name(old):
     shutil.copytree(old, old.with_name("export.incomplete"))
     old.rename(old.with_name("export.being_replaced"))
     with pytest.raises(UserError, match=r"export\.being_replaced: rename it to export"):
-        exported.read_model(exported.locate(old))
+        exports.read_model(exports.locate(old))
     with pytest.raises(RuntimeError), replacing.replaced(old):
         raise RuntimeError
     np.testing.assert_array_equal(kernel(old), params()["kernel"])
@@ -169,13 +171,13 @@ def test_a_relative_folder_that_is_being_replaced_is_no_id_of_the_hub(old, monke
     old.rename(replacing.moved_aside(old))
     monkeypatch.chdir(old.parent.parent)
     with pytest.raises(UserError, match="as it was replacing it"):
-        exported.read_model(exported.locate(f"{old.parent.name}/export"))
+        exports.read_model(exports.locate(f"{old.parent.name}/export"))
 
 
 def test_of_a_link_the_folder_is_replaced_that_it_leads_to(old):
     link = old.parent / "link"
     link.symlink_to(old)
-    exported.save_export(link, export(1), "")
+    exports.save_export(link, export(1), "")
     assert link.is_symlink() and entries(old.parent) == ["export", "link"]
     np.testing.assert_array_equal(kernel(old), params(1)["kernel"])
 
@@ -318,7 +320,7 @@ def test_what_a_killed_one_left_of_a_folder_goes(old):
     left = Path(str(incomplete(old)).replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
     (left / "params").mkdir(parents=True)
     (left / "params" / "half").touch()
-    exported.save_export(old, export(1), "")
+    exports.save_export(old, export(1), "")
     assert entries(old.parent) == ["export"]
 
 

@@ -10,10 +10,11 @@ import pytest
 from conftest import run, start, wait_until
 from PIL import Image
 
-from fmbseg_jax import config, evaluation
+from fmbseg_jax import config
 from fmbseg_jax.data import tfrecord
-from fmbseg_jax.data.benchmarks import open_folder
+from fmbseg_jax.datasets.folder import open_folder
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.evaluation import scoring
 
 
 def killed(until, *arguments, **environment):
@@ -223,16 +224,16 @@ def test_label_maps_of_others_are_scored(done, world, tmp_path):
     benchmark, wrong = open_folder(world.root / "test"), saved / "stage1" / "test_000002.png"
     Image.fromarray(np.full((128, 128), 15, np.uint16)).save(wrong)
     with pytest.raises(UserError, match="has the index 15; 15 words allow 0 to 14"):
-        evaluation.score_folder(benchmark, saved / "stage1")
+        scoring.score_folder(benchmark, saved / "stage1")
     wrong.write_bytes(wrong.read_bytes()[:50])
     with pytest.raises(UserError, match="test_000002.png cannot be read"):
-        evaluation.score_folder(benchmark, saved / "stage1")
+        scoring.score_folder(benchmark, saved / "stage1")
     Image.fromarray(np.zeros((128, 127), np.uint16)).save(wrong)
     with pytest.raises(UserError, match="test_000002.png is 127 × 128 pixels, its image"):
-        evaluation.score_folder(benchmark, saved / "stage1")
+        scoring.score_folder(benchmark, saved / "stage1")
     wrong.unlink()
     with pytest.raises(UserError, match="test_000002.png. Each image of the benchmark needs one"):
-        evaluation.score_folder(benchmark, saved / "stage1")
+        scoring.score_folder(benchmark, saved / "stage1")
     made_for = {"images": "elsewhere", "words": ["sky"]}
     (saved / "manifest.json").write_text(json.dumps(made_for))
     output = run(*command, check=False).stdout

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, CLIPModel
 
+from fmbseg_jax.encoders import identity, loading
+from fmbseg_jax.encoders.text_features import TextFeatures
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.models import encoders, identity
-from fmbseg_jax.text import TextFeatures
 from labelling.clip import Clip
 
 TEMPLATE = "a photo of a {}."
@@ -63,7 +63,7 @@ def relative_error(ours, theirs):
 def test_vision_encoders(name, tmp_path):
     shapes, config, files = VISION[name]
     folder = published.write_folder(tmp_path, config, published.tensors(shapes), name[:6], **files)
-    module, params = encoders.load_vision(str(folder))
+    module, params = loading.load_vision(str(folder))
     theirs, report = AutoModel.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"]
     for grid in ((5, 5), (3, 4)):
@@ -119,17 +119,17 @@ def test_dinov2_of_torch_hub(tmp_path, monkeypatch, registers, gated):
     }
     file = tmp_path / "dinov2_vits14.pth"
     torch.save(_fused(values, meta), file)
-    module, params = encoders.load_vision(str(file))
-    expected_module, expected = encoders.load_vision(str(folder))
+    module, params = loading.load_vision(str(file))
+    expected_module, expected = loading.load_vision(str(folder))
     assert module.spec == expected_module.spec
     jax.tree.map(np.testing.assert_array_equal, params, expected)
     assert identity.content_hash(str(file)) == identity.content_hash(str(file))
     torch.save({"head": torch.ones(2)}, file)
     with pytest.raises(UserError, match="is no DINOv2 of torch.hub: it has no tensor 'pos_embed'"):
-        encoders.load_vision(str(file))
+        loading.load_vision(str(file))
     torch.save({"rope_embed.periods": torch.ones(2)}, file)
     with pytest.raises(UserError, match="DINOv3 in Meta's own layout"):
-        encoders.load_vision(str(file))
+        loading.load_vision(str(file))
 
 
 @pytest.mark.parametrize("name", CLIP)
@@ -155,7 +155,7 @@ def test_clip_in_both_stages(name, tmp_path):
     assert relative_error(TextFeatures(str(folder))(words), text) < 1e-5
     assert relative_error(labelling.text(words, TEMPLATE), text) < 1e-5
     assert relative_error(labelling.crops(image, 32, 32, 32)[0], _unit(seen)) < 1e-5
-    module, params = encoders.load_clip_vision(str(folder))
+    module, params = loading.load_clip_vision(str(folder))
     normal = (image / 255.0 - module.spec.mean) / module.spec.std
     ours = module.apply({"params": params}, jnp.asarray(normal[None], jnp.float32))
     assert relative_error(ours.cls, seen) < 1e-5
@@ -216,7 +216,7 @@ def test_a_config_that_contradicts_itself(clip_folder, tower, name, value):
     config[f"{tower}_config"][name] = value
     (clip_folder / "config.json").write_text(json.dumps(config))
     message = f"contradicts itself in {tower}_config and {tower}_config_dict .{name}"
-    for load in (encoders.load_text, encoders.load_clip_vision, Clip):
+    for load in (loading.load_text, loading.load_clip_vision, Clip):
         with pytest.raises(UserError, match=message):
             load(str(clip_folder))
     config[f"{tower}_config_dict"][name] = value
@@ -241,7 +241,7 @@ def test_a_config_that_contradicts_itself(clip_folder, tower, name, value):
 )
 def test_other_pixels_are_refused_in_both_stages(clip_folder, settings, message):
     (clip_folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    for load in (encoders.load_clip_vision, Clip):
+    for load in (loading.load_clip_vision, Clip):
         with pytest.raises(UserError, match=message):
             load(str(clip_folder))
 

@@ -11,10 +11,11 @@ from models import photograph, save_aligner
 from PIL import Image
 
 import fmbseg_jax
-from fmbseg_jax import config, looking
+from fmbseg_jax import config
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.loading import load
-from fmbseg_jax.recent import Recent
+from fmbseg_jax.segmentation import image_features
+from fmbseg_jax.segmentation.cache import Recent
+from fmbseg_jax.sharing.loading import load
 from fmbseg_jax.vocabulary import IGNORE
 
 WORDS = ["sky", "grass", "sail boat", "moon"]
@@ -33,12 +34,12 @@ def segmenter(export):
 @pytest.fixture
 def looks(monkeypatch):
     """Counts how often a model looks at windows."""
-    seen, encode = [], looking.windows.encode
+    seen, encode = [], image_features.windows.encode
 
     def counted(items, size, run):
         return encode(items, size, lambda *batch: seen.append(1) or run(*batch))
 
-    monkeypatch.setattr(looking.windows, "encode", counted)
+    monkeypatch.setattr(image_features.windows, "encode", counted)
     return seen
 
 
@@ -233,7 +234,7 @@ SIZES = {"short_side": 70, "window": 70, "stride": 35}
 
 
 def looking_for(words):
-    from fmbseg_jax.classes import Classes
+    from fmbseg_jax.vocabulary.classes import Classes
 
     return Classes.of(words)
 

@@ -14,7 +14,7 @@ from models import save_clip, save_dinov2
 from PIL import Image
 
 from fmbseg_jax.data import example, images, tfrecord
-from labelling.meta_sam import segment_anything
+from labelling.sam.meta import segment_anything
 
 PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "msrc"
 pytestmark = pytest.mark.skipif(

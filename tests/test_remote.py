@@ -11,11 +11,12 @@ from labelling_tiny import CONFIG, WORDS, picture, run, save_sam
 from models import save_clip, save_dinov2
 from PIL import Image
 
-from fmbseg_jax import features, workfolder
+from fmbseg_jax import features
 from fmbseg_jax.config import Config
 from fmbseg_jax.data import example, finding
 from fmbseg_jax.data.tfrecord import RecordError, RecordSource, ShardWriter, find_shards
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.runs import workfolder
 
 
 class Store(MemoryFileSystem):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import run, start, wait_until
 
-from fmbseg_jax import checkpoint
+from fmbseg_jax.training import checkpoint
 
 LONG = (
     "--config.train.epochs=150", "--config.train.checkpoint_every=10",

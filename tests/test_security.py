@@ -10,8 +10,11 @@ import pytest
 from PIL import Image
 
 import fmbseg_jax
-from fmbseg_jax.data import benchmarks, coco, example, files, finding, images, label_maps
+from fmbseg_jax.data import example, finding, images, label_maps
+from fmbseg_jax.datasets import coco
+from fmbseg_jax.datasets import folder as benchmarks
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.io import files
 
 OUTSIDE = ["../a.jpg", "sub/../../a.jpg", "/etc/passwd", "", "..\\..\\a.jpg", "a\0.jpg"]
 INSIDE = ["a.jpg", "sub/a.jpg", "a..b.jpg", "12:30.jpg", "..a/b", "ü/猫.png"]
@@ -66,7 +69,7 @@ def test_a_segmented_folder_cannot_leave_its_folder(tmp_path):
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "elsewhere.png")
     (tmp_path / "photos" / "link.png").symlink_to(tmp_path / "elsewhere.png")
-    from fmbseg_jax.outputs import Outputs
+    from fmbseg_jax.outputs.folder import Outputs
 
     names = finding.find_images(tmp_path / "photos")
     outputs = Outputs(

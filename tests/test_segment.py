@@ -15,10 +15,11 @@ from pycocotools.coco import COCO
 from test_programs import killed
 
 import fmbseg_jax
-from fmbseg_jax import colours, figures
-from fmbseg_jax.data import coco_writer, files, finding, images, label_maps
-from fmbseg_jax.data.threads import Room, Writers
-from fmbseg_jax.outputs import Outputs
+from fmbseg_jax.data import finding, images, label_maps
+from fmbseg_jax.io import files
+from fmbseg_jax.io.threads import Room, Writers
+from fmbseg_jax.outputs import coco_writer, colours, overlays
+from fmbseg_jax.outputs.folder import Outputs
 from fmbseg_jax.vocabulary import IGNORE
 
 SEGMENT = "fmbseg_jax.segment"
@@ -218,26 +219,26 @@ def test_colours_are_apart_and_stay():
 
 def test_legends_name_what_is_there():
     picture, labels = np.zeros((30, 40, 3), np.uint8), np.full((30, 40), 2, np.uint16)
-    alone = figures.with_legend(picture, labels, ["sky", "grass", "moon"], "none")
+    alone = overlays.with_legend(picture, labels, ["sky", "grass", "moon"], "none")
     swatches = {tuple(pixel) for pixel in alone[30:].reshape(-1, 3).tolist()}
     first, _, third = (tuple(colour) for colour in colours.palette(3).tolist())
     assert third in swatches
     assert first not in swatches
     labels[0, 0] = IGNORE
-    with_none = figures.with_legend(picture, labels, ["sky", "grass", "moon"], "none")
+    with_none = overlays.with_legend(picture, labels, ["sky", "grass", "moon"], "none")
     assert colours.UNLABELLED in {tuple(pixel) for pixel in with_none[30:].reshape(-1, 3).tolist()}
 
 
 def test_little_is_not_nothing():
     shares = (1, 0.526, 0.01, 0.009, 0)
-    assert [figures.percent(share) for share in shares] == ["100 %", "53 %", "1 %", "<1 %", "0 %"]
+    assert [overlays.percent(share) for share in shares] == ["100 %", "53 %", "1 %", "<1 %", "0 %"]
 
 
 def test_contact_sheets_are_tight_and_say_which_image_is_where():
     wide, tall = np.zeros((100, 300, 3), np.uint8), np.zeros((300, 100, 3), np.uint8)
 
     def sheet(*examples, **more):
-        return figures.contact_sheet(["image", "map"], examples, ["sky"], tile=90, **more)
+        return overlays.contact_sheet(["image", "map"], examples, ["sky"], tile=90, **more)
 
     one_row = sheet([wide, wide], [wide, wide], across=2)
     assert one_row.shape[1] > 4 * 90
@@ -303,9 +304,9 @@ def test_segment_errors(export, photos, tmp_path):
 
 def test_a_full_disk_stops_with_a_message(export, photos, tmp_path, monkeypatch):
     """What is whole stays; the run does not pass over what it could not write."""
-    from fmbseg_jax.classes import Classes
     from fmbseg_jax.data.finding import find
     from fmbseg_jax.segment import segment_images
+    from fmbseg_jax.vocabulary.classes import Classes
 
     written, write = [], files.write_atomically
 

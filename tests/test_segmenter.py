@@ -16,13 +16,16 @@ from torch.nn.functional import gelu, interpolate, normalize
 from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 
 import fmbseg_jax
-from fmbseg_jax import config, evaluation, exported
-from fmbseg_jax.classes import Classes, with_background
+from fmbseg_jax import config
 from fmbseg_jax.data import images
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.loading import clip_patches, load
-from fmbseg_jax.segmenter import compiled
+from fmbseg_jax.evaluation import scoring
+from fmbseg_jax.evaluation.protocol import with_background
+from fmbseg_jax.segmentation.segmenter import compiled
+from fmbseg_jax.sharing import exports
+from fmbseg_jax.sharing.loading import clip_patches, load
 from fmbseg_jax.vocabulary import IGNORE
+from fmbseg_jax.vocabulary.classes import Classes
 from labelling.clip import Clip
 
 WORDS = ["sky", "grass", "sail boat", "a word that was never trained"]
@@ -120,7 +123,7 @@ def test_real_photographs_equal_pytorch(world, export):
         theirs = expected.argmax(-1)
         agree, pixels = agree + np.count_nonzero(one.labels == theirs), pixels + theirs.size
         truth = np.where(expected.max(-1) > 0.3, theirs, IGNORE).astype(np.uint16)
-        counts = evaluation.Counts.of(one.labels, truth, len(WORDS)).confusion(len(WORDS))
+        counts = scoring.Counts.of(one.labels, truth, len(WORDS)).confusion(len(WORDS))
         plain = np.zeros_like(counts)
         counted = truth != IGNORE
         np.add.at(plain, (truth[counted], one.labels[counted]), 1)
@@ -151,7 +154,7 @@ def test_batches_and_devices_change_nothing(export, monkeypatch):
 
 def protocol(export, **changes):
     """That of the export, with changes."""
-    leaves = exported.read_model(export)["config"]
+    leaves = exports.read_model(export)["config"]
     ours = {name: value for name, value in leaves.items() if name.startswith("eval.")}
     return dataclasses.replace(config.unflatten(ours).eval, **changes)
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from fmbseg_jax import metrics, pamr, sliding
-from fmbseg_jax.similarity import bilinear
+from fmbseg_jax.evaluation import metrics
+from fmbseg_jax.nn.similarity import bilinear
+from fmbseg_jax.segmentation import layout as sliding
+from fmbseg_jax.segmentation import pamr
 from fmbseg_jax.vocabulary import IGNORE
 
 

@@ -14,9 +14,10 @@ from conftest import ROOT, run
 from models import save_aligner
 
 import fmbseg_jax
-from fmbseg_jax import home, sharding
+from fmbseg_jax.encoders.text_features import TextFeatures
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.text import TextFeatures
+from fmbseg_jax.parallel import hosts
+from fmbseg_jax.runs import home
 
 
 @pytest.mark.parametrize("program", ["label", "features", "app"])
@@ -54,7 +55,7 @@ def test_devices_are_asked_for_before_anything_is_loaded(world, tmp_path, monkey
     for start in (
         lambda: fmbseg_jax.load(export),
         lambda: fmbseg_jax.loading.clip_patches(str(world.root / "clip"), None),
-        lambda: sharding.start_hosts("", 0, -1),
+        lambda: hosts.start_hosts("", 0, -1),
     ):
         with pytest.raises(UserError, match=rf"no device that it can use \({reason}\)\. Unset"):
             start()

@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import pytest
 
-from fmbseg_jax import workfolder
 from fmbseg_jax.data import example, label_maps
 from fmbseg_jax.data.tfrecord import RecordError, RecordSource, ShardWriter, find_shards, shard_name
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.runs import workfolder
 from fmbseg_jax.vocabulary import IGNORE
 
 

@@ -11,11 +11,15 @@ import pytest
 from conftest import ROOT, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fmbseg_jax import checkpoint, config, exported, sharding, training
+from fmbseg_jax import config
 from fmbseg_jax.data import example, tfrecord
-from fmbseg_jax.data.pipeline import TrainBatches
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.models import aligner as aligners
+from fmbseg_jax.nn import aligner as aligners
+from fmbseg_jax.parallel.mesh import data_mesh, distribute, replicate
+from fmbseg_jax.sharing import exports
+from fmbseg_jax.training import checkpoint
+from fmbseg_jax.training import step as training
+from fmbseg_jax.training.batches import TrainBatches
 from fmbseg_jax.vocabulary import IGNORE
 
 
@@ -108,10 +112,10 @@ def one_device():
 
 def trained(goal, batch, mesh, steps=3):
     """Params and the loss after a few steps on one batch."""
-    state = sharding.replicate(mesh, training.create_state(goal, 0, 8))
-    text = sharding.replicate(mesh, unit_text())
+    state = replicate(mesh, training.create_state(goal, 0, 8))
+    text = replicate(mesh, unit_text())
     for _ in range(steps):
-        distributed = sharding.distribute(mesh, batch)
+        distributed = distribute(mesh, batch)
         state, metrics = training.train_step(state, distributed, text, {}, objective=goal)
     assert len(distributed["patches"].sharding.device_set) == mesh.size
     return jax.device_get(state.params), {name: float(value) for name, value in metrics.items()}
@@ -131,7 +135,7 @@ def assert_same(ours, theirs, tolerance=1e-5):
     ],
 )
 def test_eight_devices_train_as_one(kind, changes):
-    eight, batch = sharding.data_mesh(), batch_of(24)
+    eight, batch = data_mesh(), batch_of(24)
     many, metrics = trained(objective(kind, mesh=eight, **changes), batch, eight)
     one, alone = trained(objective(kind, **changes), batch, one_device())
     assert metrics == pytest.approx(alone, rel=1e-5)
@@ -367,7 +371,7 @@ def test_the_program_exports_what_it_trained(with_features, world):
     assert "The aligner is in" in output
     lines = [json.loads(line) for line in (with_features / "metrics" / "train.jsonl").open()]
     assert [line["step"] for line in lines] == list(range(1, 9))
-    model = exported.read_model(with_features / "export")
+    model = exports.read_model(with_features / "export")
     assert model["steps"] == 8
     assert model["images"] == 10
     assert model["config"]["train.epochs"] == 4
@@ -375,7 +379,7 @@ def test_the_program_exports_what_it_trained(with_features, world):
     assert "sail boat" in (with_features / "export" / "README.md").read_text()
     assert list((with_features / "metrics").glob("events.out.tfevents.*"))
     with pytest.raises(UserError, match="is no exported aligner"):
-        exported.read_model(with_features)
+        exports.read_model(with_features)
 
 
 def test_other_features_are_refused(with_features, world, tmp_path):
@@ -395,11 +399,11 @@ def test_other_features_are_refused(with_features, world, tmp_path):
 
 
 def test_an_export_of_eight_devices_loads_on_one(tmp_path):
-    params = sharding.replicate(sharding.data_mesh(), {"kernel": jnp.arange(6.0).reshape(2, 3)})
+    params = replicate(data_mesh(), {"kernel": jnp.arange(6.0).reshape(2, 3)})
     encoder = {"source": "", "hash": ""}
     model = {"vision": encoder, "clip": encoder, "words": [], "images": 0, "config": {}}
     model["aligner"] = {"kind": "linear", "output": 1, "mlp_ratio": 1, "heads": 1}
-    exported.save_export(tmp_path / "export", exported.Export(params, model), "")
+    exports.save_export(tmp_path / "export", exports.Export(params, model), "")
     code = f"""
 import jax, jax.numpy as jnp
 from fmbseg_jax import exported
@@ -452,7 +456,7 @@ def test_validation_while_training(with_features, world, tmp_path):
     measured = {line["step"]: line["miou"] for line in lines if "miou" in line}
     assert list(measured) == [3, 6, 8]
     best = max(measured, key=measured.get)
-    assert exported.read_model(tmp_path / "export")["steps"] == best
+    assert exports.read_model(tmp_path / "export")["steps"] == best
     assert checkpoint.Checkpoints(tmp_path / "checkpoints").best == best
     run("evaluate.py", *world.flags, f"--workdir={tmp_path}", f"--config.eval.folder={annotated}")
     found = json.loads((tmp_path / "evaluation" / "annotated.json").read_text())["systems"]
@@ -481,7 +485,7 @@ def test_fine_tuning_starts_from_an_export(with_features, world, tmp_path):
     start = f"--config.train.start_from={first / 'export'}"
     still = ["--config.train.peak_lr=1e-9", "--config.train.epochs=1"]
     run("train.py", *world.flags, f"--workdir={other}", start, *still)
-    assert exported.read_model(other / "export")["words"][-1] == "moon"
+    assert exports.read_model(other / "export")["words"][-1] == "moon"
     with checkpoint.ocp.StandardCheckpointer() as reader:
         ours, theirs = (reader.restore(w / "export" / "params") for w in (other, first))
     assert_same(jax.device_get(ours), jax.device_get(theirs), 1e-7)

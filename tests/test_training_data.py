@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from conftest import run
 
-from fmbseg_jax import training_data
 from fmbseg_jax.config import unflatten
 from fmbseg_jax.data import example, tfrecord
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.training import data as training_data
 from fmbseg_jax.vocabulary import IGNORE
 
 COUNT, SHARDS = 6, 2

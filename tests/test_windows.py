@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmbseg_jax import windows
+from fmbseg_jax.segmentation import batching
 
 
 @settings(deadline=None)  # the first compiles
@@ -24,7 +24,7 @@ def test_every_window_once_and_in_order(counts, size):
         return jnp.asarray(batch) + 0.5
 
     seen = 0
-    for i, found in enumerate(windows.encode(enumerate(numbers), size, run)):
+    for i, found in enumerate(batching.encode(enumerate(numbers), size, run)):
         assert found.key == i
         features = np.concatenate(found.batches)[found.index]
         np.testing.assert_array_equal(features, numbers[i] + 0.5)
@@ -43,6 +43,6 @@ def test_an_image_comes_as_soon_as_its_windows_are_encoded():
             taken.append(i)
             yield i, np.zeros((2, 1), np.float32)
 
-    first = next(iter(windows.encode(images(), 4, lambda _, batch: jnp.asarray(batch))))
+    first = next(iter(batching.encode(images(), 4, lambda _, batch: jnp.asarray(batch))))
     assert first.key == 0
     assert taken == [0, 1]

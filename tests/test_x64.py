@@ -4,8 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
-from fmbseg_jax import config, losses, pamr, sharding, sliding, training
+from fmbseg_jax import config, losses
+from fmbseg_jax.parallel.mesh import distribute, replicate
+from fmbseg_jax.segmentation import layout as sliding
+from fmbseg_jax.segmentation import pamr
+from fmbseg_jax.training import step
 from fmbseg_jax.vocabulary import IGNORE
 
 RNG = np.random.default_rng(0)
@@ -50,18 +55,18 @@ def test_losses(name, temperature):
 def test_a_step_of_training():
     options = config.Train()
     options.patches_per_image, options.balanced = 5, True
-    mesh = sharding.Mesh(np.asarray(jax.devices()[:2]), ("data",))
+    mesh = Mesh(np.asarray(jax.devices()[:2]), ("data",))
     described = {"kind": "linear", "output": 6, "mlp_ratio": 2, "heads": 2}
-    goal = training.objective(options, described, 3, mesh=mesh)
+    goal = step.objective(options, described, 3, mesh=mesh)
     patches, text = unit(2, 9, 4).astype(np.float16), unit(3, 6)
     labels = np.asarray([[0, 1, 2, 0, IGNORE, 1, 2, 0, 1]] * 2, np.int32)
 
     def steps():
-        state = sharding.replicate(mesh, training.create_state(goal, 0, 4))
-        batch = sharding.distribute(mesh, {"patches": patches, "labels": labels})
-        given = sharding.replicate(mesh, text)
+        state = replicate(mesh, step.create_state(goal, 0, 4))
+        batch = distribute(mesh, {"patches": patches, "labels": labels})
+        given = replicate(mesh, text)
         for _ in range(2):
-            state, metrics = training.train_step(state, batch, given, {}, objective=goal)
+            state, metrics = step.train_step(state, batch, given, {}, objective=goal)
         return state, metrics["loss"]
 
     close(*both(steps))

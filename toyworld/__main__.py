@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from fmbseg_jax import program
+from fmbseg_jax.runs import program
 from toyworld import scenes
 
 COUNTS = {"train": 160, "validation": 60, "test": 60}  # what the demo needs

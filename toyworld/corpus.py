@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import affine_grid, grid_sample
 from tqdm import tqdm
 
-from fmbseg_jax.data.files import write_atomically
+from fmbseg_jax.io.files import write_atomically
 from toyworld.scenes import SPLITS, scene
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from fmbseg_jax.data.files import write_atomically
+from fmbseg_jax.io.files import write_atomically
 
 CHECKPOINT_SECONDS = 45
 

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 
-from fmbseg_jax.data.files import write_atomically
-from fmbseg_jax.workfolder import remember
+from fmbseg_jax.io.files import write_atomically
+from fmbseg_jax.runs.workfolder import remember
 from toyworld.corpus import corpus
 from toyworld.scenes import WORDS
 from toyworld.scores import SCORES

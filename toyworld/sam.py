@@ -21,7 +21,7 @@ from torch.nn.functional import (
     normalize,
 )
 
-from labelling.meta_sam import segment_anything
+from labelling.sam.meta import segment_anything
 from toyworld.corpus import Corpus, jitter
 from toyworld.loop import fit
 from toyworld.loop import save as save_whole

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fmbseg_jax.data.files import write_atomically
-from fmbseg_jax.figures import png
+from fmbseg_jax.io.files import write_atomically
+from fmbseg_jax.outputs.overlays import png
 from toyworld import drawing
 
 STUFF = tuple(drawing.STUFF)

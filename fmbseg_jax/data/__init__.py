@@ -1,0 +1,1 @@
+"""Images, label maps and records, in memory and on disk."""

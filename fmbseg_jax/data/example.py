@@ -18,11 +18,11 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from fmbseg_jax import machine
 from fmbseg_jax.data import images, label_maps, records
-from fmbseg_jax.data.files import inside, write_atomically
 from fmbseg_jax.data.tfrecord import RecordSource
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.io import machine
+from fmbseg_jax.io.files import inside, write_atomically
 from fmbseg_jax.vocabulary import IGNORE
 
 

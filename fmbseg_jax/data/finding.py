@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from etils import epath
 
-from fmbseg_jax import machine
-from fmbseg_jax.data import files, opening, spelling
+from fmbseg_jax.data import opening
 from fmbseg_jax.data.images import EXTENSIONS
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.io import files, machine, spelling
 
 _OTHERS = (
     ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf",

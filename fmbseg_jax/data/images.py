@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, BinaryIO
@@ -11,9 +10,10 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
-from fmbseg_jax import machine
+from fmbseg_jax.config.reading import USUAL, Reading
 from fmbseg_jax.data import deep, opening, tiffs
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.io import machine
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".tif", ".tiff", ".webp",
@@ -23,43 +23,6 @@ LONGEST = 60_000
 """Longest side of an image, in pixels; a JPEG has room for it, and for a legend."""
 LONG_SIDE = 2048
 """Longest side of a resized image, as in the evaluation protocol (mmseg's `img_scale`)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """How image files are read; the same in every stage, since records hold the files."""
-
-    deep: str = "file"
-    """What scales more than 8 bits a channel, "file" or "type"; see `deep.to_8_bits`."""
-    megapixels: int = 178
-    """The most pixels of an image, in millions: a small file may claim to be a huge image."""
-    prefix: str = dataclasses.field(default="", compare=False)
-    """What stands before `deep` and `max_megapixels` where they are set: "--config.data."."""
-
-    def of_deep(self, count: int, example: str) -> str:
-        """What a program says, once, of the deep images it has read; "" where there are none.
-
-        Args:
-          count: of these images.
-          example: the name of one.
-        """
-        if not count:
-            return ""
-        images = f"1 image, {example}, has" if count == 1 else f"{count:,} images have"
-        such = "" if count == 1 else f", such as {example}"
-        if self.deep == "type":
-            how = "by what its type holds"
-            other = "file scales from its lowest to its highest value"
-        else:
-            how = "from its lowest to its highest value"
-            other = "type scales by what the type holds"
-        return (
-            f"{images} more than 8 bits a channel{such}: each is scaled {how}; "
-            f"{self.prefix}deep={other}."
-        )
-
-
-USUAL = Reading()
 
 
 class ImageError(UserError):

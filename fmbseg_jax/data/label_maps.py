@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from fmbseg_jax import machine
-from fmbseg_jax.data import opening, spelling
-from fmbseg_jax.data.files import read_file
+from fmbseg_jax.data import opening
 from fmbseg_jax.data.images import EXTENSIONS, LONGEST, USUAL, Reading, decode_named
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.io import machine, spelling
+from fmbseg_jax.io.files import read_file
 from fmbseg_jax.vocabulary import IGNORE
 
 _MOST = USUAL.megapixels * 1_000_000

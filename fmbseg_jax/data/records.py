@@ -11,10 +11,10 @@ from typing import Any
 
 from etils import epath
 
-from fmbseg_jax import texts
-from fmbseg_jax.data.files import exists
 from fmbseg_jax.data.tfrecord import RecordError, RecordSource, find_shards
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.io import texts
+from fmbseg_jax.io.files import exists
 
 _MADE_BY = {"pseudo_labels": "labelling", "features": "fmbseg_jax.features"}
 

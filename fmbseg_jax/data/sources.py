@@ -7,8 +7,8 @@ import os
 import threading
 from pathlib import Path
 
-from fmbseg_jax import texts
-from fmbseg_jax.data.appending import append
+from fmbseg_jax.io import texts
+from fmbseg_jax.io.appending import append
 
 State = list[list[int]]
 """Size in bytes, and time of change in nanoseconds, of each file."""

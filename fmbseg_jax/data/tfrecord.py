@@ -20,8 +20,8 @@ import google_crc32c
 import numpy as np
 from etils import epath
 
-from fmbseg_jax.data.files import incomplete, is_remote, naming
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.io.files import incomplete, is_remote, naming
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")

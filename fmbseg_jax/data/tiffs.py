@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from fmbseg_jax import machine
+from fmbseg_jax.io import machine
 
 _COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}
 """By the tag of what colours mean, their channels: RGB, CMYK, YCbCr, L*a*b*; 1 for grey."""

@@ -1,0 +1,1 @@
+"""Published model files: found, fetched, read, and converted completely."""

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from fmbseg_jax import texts
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.io import texts
 
 CLIP = "clip"
 DINO = "dinov2", "dinov2_with_registers", "dinov3_vit"

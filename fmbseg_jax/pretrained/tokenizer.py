@@ -8,8 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fmbseg_jax import machine, texts
 from fmbseg_jax.errors import UserError
+from fmbseg_jax.io import machine, texts
 from fmbseg_jax.pretrained.config_json import read_json
 
 FILES = (

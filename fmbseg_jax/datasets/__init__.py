@@ -1,0 +1,1 @@
+"""Annotated sets: any folder, and the nine published ones."""

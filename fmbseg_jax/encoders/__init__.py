@@ -1,0 +1,1 @@
+"""The frozen towers: DINOv2, DINOv3 and CLIP."""

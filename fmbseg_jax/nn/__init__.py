@@ -1,0 +1,1 @@
+"""Layers that all networks share, and the aligner."""

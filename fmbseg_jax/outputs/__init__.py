@@ -1,0 +1,1 @@
+"""What people look at: colours, overlays, sheets, COCO files, folders of results."""

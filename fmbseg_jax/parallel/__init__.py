@@ -1,0 +1,1 @@
+"""Devices and hosts: mesh, agreement of processes, ring, being told to stop."""

@@ -1,0 +1,1 @@
+"""What every run of a program shares: flags and messages, work folder, progress."""

@@ -1,0 +1,1 @@
+"""Windows of images → features → similarities → label maps, for any words."""

@@ -1,0 +1,1 @@
+"""An aligner as others get it: folder, model.json, card, StableHLO, loading."""

@@ -1,0 +1,1 @@
+"""The aligner's step, loop, batches, checkpoints, validation and log."""

@@ -1,0 +1,1 @@
+"""SAM, Meta's own module, at inference: one image encoder, many points."""

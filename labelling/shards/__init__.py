@@ -1,0 +1,1 @@
+"""The records of stage 1, shard by shard."""
