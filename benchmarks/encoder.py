@@ -49,6 +49,7 @@ def scanned(folder: Path, images: np.ndarray) -> Callable[[], Any]:
     import jax.numpy as jnp
 
     from fmbseg_jax.encoders import loading
+    from fmbseg_jax.encoders.vision import Embedding
     from fmbseg_jax.nn.transformer import Block
 
     module, params = loading.load_vision(str(folder), DTYPE.value)
@@ -58,7 +59,7 @@ def scanned(folder: Path, images: np.ndarray) -> Callable[[], Any]:
 
     @jax.jit
     def apply(params: Any, stacked: Any, images: Any) -> Any:
-        embedding = loading.Embedding(module.spec)
+        embedding = Embedding(module.spec)
         tokens = embedding.apply({"params": params["embedding"]}, images)
         return jax.lax.scan(
             lambda x, layer: (block.apply({"params": layer}, x), None), tokens, stacked
@@ -130,9 +131,9 @@ def save_random(folder: Path) -> None:
     import torch
     from transformers import Dinov2Config, Dinov2Model
 
-    from fmbseg_jax.encoders import specs
+    from fmbseg_jax.encoders.loading import VISION
 
-    spec = specs.VISION[NAME.value]
+    spec = VISION[NAME.value]
     torch.manual_seed(0)
     config = Dinov2Config(
         hidden_size=spec.transformer.width, num_hidden_layers=spec.transformer.depth,
@@ -144,9 +145,9 @@ def save_random(folder: Path) -> None:
 
 def matmul_flops(size: int) -> float:
     """Floating-point operations of one image: two for each multiplication in a matrix product."""
-    from fmbseg_jax.encoders import specs
+    from fmbseg_jax.encoders.loading import VISION
 
-    spec = specs.VISION[NAME.value]
+    spec = VISION[NAME.value]
     blocks, tokens = spec.transformer, (size // spec.patch) ** 2 + 1
     layers = 3 if blocks.gated else 2
     per_token = 4 * blocks.width**2 + layers * blocks.width * blocks.mlp_width

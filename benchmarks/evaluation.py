@@ -192,9 +192,9 @@ class Plain:
 def save_random(folder: Path) -> None:
     from transformers import Dinov2Config, Dinov2Model
 
-    from fmbseg_jax.encoders import specs
+    from fmbseg_jax.encoders.loading import VISION
 
-    spec = specs.VISION[NAME.value]
+    spec = VISION[NAME.value]
     config = Dinov2Config(
         hidden_size=spec.transformer.width,
         num_hidden_layers=spec.transformer.depth,

@@ -44,7 +44,15 @@ import pytest  # noqa: E402
 import zygote  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
-_PURE = ["nn.transformer", "nn.positions", "encoders.loading", "nn.aligner", "nn.similarity"]
+_PURE = [
+    "nn.transformer",
+    "nn.positions",
+    "encoders.vision",
+    "encoders.text",
+    "encoders.clip",
+    "nn.aligner",
+    "nn.similarity",
+]
 _PURE += ["parallel.ring", "losses.logsumexp", "losses.logsumexp_by_row", "losses.contrastive"]
 _PURE += ["segmentation.layout", "evaluation.metrics"]
 _hook = install_import_hook([f"fmbseg_jax.{name}" for name in _PURE], "beartype.beartype")

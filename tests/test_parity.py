@@ -29,7 +29,8 @@ from transformers import (
 )
 
 from fmbseg_jax.data.images import decode, normalise, resize
-from fmbseg_jax.encoders import loading, specs
+from fmbseg_jax.encoders import clip as clip_family
+from fmbseg_jax.encoders import loading
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.nn import positions, transformer
 
@@ -112,10 +113,10 @@ def errors(module, params, model, images):
 
 
 # The 7B model's two blocks would take minutes; tests/test_published.py has what is its own.
-@pytest.fixture(scope="module", params=[name for name in specs.VISION if "7b" not in name])
+@pytest.fixture(scope="module", params=[name for name in loading.VISION if "7b" not in name])
 def published(request, tmp_path_factory):
     """A published vision architecture at reduced depth: its folder, and Hugging Face's model."""
-    spec = small(specs.VISION[request.param])
+    spec = small(loading.VISION[request.param])
     folder = tmp_path_factory.mktemp("published")
     model = models.at_unit_scale(hugging_face(spec))
     model.save_pretrained(folder)
@@ -156,7 +157,7 @@ def test_vision_towers_in_bfloat16(published):
 )
 def test_a_mutant_is_found(tmp_path, wrong):
     """What would go unnoticed if the fixture's scale or the tolerance were wrong."""
-    spec = small(specs.VISION["facebook/dinov2-with-registers-small"])
+    spec = small(loading.VISION["facebook/dinov2-with-registers-small"])
     model = models.at_unit_scale(hugging_face(spec))
     model.save_pretrained(tmp_path)
     module, params = loading.load_vision(str(tmp_path))
@@ -172,7 +173,7 @@ def test_a_mutant_is_found(tmp_path, wrong):
 
 
 def test_the_number_of_registers_matters(tmp_path):
-    spec = small(specs.VISION["facebook/dinov2-with-registers-small"])
+    spec = small(loading.VISION["facebook/dinov2-with-registers-small"])
     model = models.at_unit_scale(hugging_face(spec))
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -182,7 +183,7 @@ def test_the_number_of_registers_matters(tmp_path):
 
 
 def test_rotary_positions_matter(tmp_path):
-    spec = small(specs.VISION["facebook/dinov3-vits16-pretrain-lvd1689m"])
+    spec = small(loading.VISION["facebook/dinov3-vits16-pretrain-lvd1689m"])
     model = models.at_unit_scale(hugging_face(spec))
     model.save_pretrained(tmp_path)
     module, params = loading.load_vision(str(tmp_path))
@@ -192,17 +193,17 @@ def test_rotary_positions_matter(tmp_path):
 
 def test_the_full_vit_l(tmp_path):
     """DINOv2 L/14 at its own depth and 37 × 37 positions; every block."""
-    spec = specs.VISION["facebook/dinov2-large"]
+    spec = loading.VISION["facebook/dinov2-large"]
     model = models.at_unit_scale(hugging_face(spec))
     model.save_pretrained(tmp_path)
     module, params = loading.load_vision(str(tmp_path))
     assert max(errors(module, params, model, pixels(spec, 1, (5, 6)))) < 1e-5
 
 
-@pytest.fixture(scope="module", params=specs.CLIP)
+@pytest.fixture(scope="module", params=clip_family.PRESETS)
 def clip(request, tmp_path_factory):
     """A published CLIP at reduced depth: its folder, Hugging Face's model, the specs."""
-    vision, text = specs.CLIP[request.param]
+    vision, text = clip_family.PRESETS[request.param]
     vision = dataclasses.replace(small(vision), grid=GRIDS[0][0])
     text = dataclasses.replace(
         text,
@@ -289,9 +290,9 @@ def _in_float32(spec):
 def test_every_published_size_has_shapes():
     """Without their weights: the parameters of the published models, counted."""
     counted = {}
-    for name, spec in specs.VISION.items():
+    for name, spec in loading.VISION.items():
         counted[name] = _parameters(loading.VisionEncoder(spec), (1, 224, 224, 3))
-    for name, (vision, text) in specs.CLIP.items():
+    for name, (vision, text) in clip_family.PRESETS.items():
         module = loading.ClipVisionEncoder(vision)
         image = vision.grid * vision.patch
         counted[name] = _parameters(module, (1, image, image, 3))
@@ -302,7 +303,7 @@ def test_every_published_size_has_shapes():
     assert millions["facebook/dinov2-large"] == 304.4
     assert millions["facebook/dinov2-giant"] == 1136.5
     for size in ("small", "base", "large", "giant"):
-        width, name = specs.VISION[f"facebook/dinov2-{size}"].transformer.width, f"dinov2-{size}"
+        width, name = loading.VISION[f"facebook/dinov2-{size}"].transformer.width, f"dinov2-{size}"
         registers = name.replace("dinov2", "dinov2-with-registers")
         assert counted[f"facebook/{registers}"] == counted[f"facebook/{name}"] + 4 * width
     assert millions["facebook/dinov3-vits16-pretrain-lvd1689m"] == 21.6
@@ -325,7 +326,7 @@ def _parameters(module, shape, dtype=jnp.float32):
 
 def test_weights_in_every_layout(tmp_path):
     """One file, several, PyTorch's own format: the same params; a missing part is named."""
-    spec = small(specs.VISION["facebook/dinov2-small"])
+    spec = small(loading.VISION["facebook/dinov2-small"])
     model = models.at_unit_scale(hugging_face(spec))
     model.save_pretrained(tmp_path / "one")
     _, expected = loading.load_vision(str(tmp_path / "one"))
@@ -384,20 +385,20 @@ def photograph():
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("name", specs.VISION)
+@pytest.mark.parametrize("name", loading.VISION)
 def test_published_weights_on_a_photograph(name, photograph):
     """Needs a connection, and for DINOv3 leave to fetch it: `pytest -m network`."""
     module, params = loading.load_vision(name)
     model = AutoModel.from_pretrained(name).eval()
-    assert module.spec == specs.VISION[name]
+    assert module.spec == loading.VISION[name]
     normal = normalise(photograph, module.spec.mean, module.spec.std)[None].astype(np.float32)
     assert max(errors(module, params, model, normal)) < 1e-5
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("name", specs.CLIP)
+@pytest.mark.parametrize("name", clip_family.PRESETS)
 def test_published_clip_on_a_photograph(name, photograph):
-    vision, text = specs.CLIP[name]
+    vision, text = clip_family.PRESETS[name]
     module, params = loading.load_clip_vision(name)
     assert module.spec == vision
     model = CLIPModel.from_pretrained(name).eval()

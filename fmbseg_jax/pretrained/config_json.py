@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.io import texts
+from fmbseg_jax.nn.transformer import ACTIVATIONS, Spec
 
 CLIP = "clip"
 DINO = "dinov2", "dinov2_with_registers", "dinov3_vit"
@@ -192,3 +193,44 @@ def read_clip(folder: Path, source: str) -> dict[str, Any]:
                 f"{tower}_config_dict ({listed}). Delete the one that is wrong."
             )
     return config
+
+
+def blocks(tower: dict[str, Any]) -> Spec:
+    """The transformer of a tower whose sizes have the names that DINOv3 and CLIP give them."""
+    return Spec(
+        width=tower["hidden_size"],
+        depth=tower["num_hidden_layers"],
+        heads=tower["num_attention_heads"],
+        mlp_width=tower["intermediate_size"],
+        activation=activation(tower),
+        epsilon=tower["layer_norm_eps"],
+    )
+
+
+def activation(config: dict[str, Any]) -> str:
+    """The activation of the MLP; raises ValueError where it is none of ours."""
+    if config["hidden_act"] not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise ValueError(f"its activation, {config['hidden_act']!r}, is not one of {known}")
+    return config["hidden_act"]
+
+
+def check_range(name: str, value: Any, least: int, most: int) -> None:
+    """Raises ValueError where a size is out of bounds: a config.json may be another person's."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name} is {value!r}, not a whole number from {least} to {most}")
+
+
+def described(describe: Callable[[Any], Any], config: dict[str, Any], source: str) -> Any:
+    """What a family makes of a config.json; raises UserError where that is of no model."""
+    try:
+        return describe(config)
+    except KeyError as error:
+        fault = f"lacks {error}"
+    except UserError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
+        fault = f"describes no model: {error}"
+    raise UserError(
+        f"The config.json of {source} {fault}. Take it from where the model is published."
+    )
