@@ -71,7 +71,7 @@ class Ours:
 
     def __init__(self, folder: Path, photographs: Photographs):
         from fmbseg_jax.config import Eval
-        from fmbseg_jax.methods.method import Aligned
+        from fmbseg_jax.methods.aligned import Aligned
         from fmbseg_jax.segmentation.segmenter import Segmenter
         from fmbseg_jax.vocabulary.classes import Classes
 

@@ -37,7 +37,7 @@ def random_segmenter(folder: Path) -> Any:
     from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
     from fmbseg_jax.config import Eval
-    from fmbseg_jax.methods.method import Aligned
+    from fmbseg_jax.methods.aligned import Aligned
     from fmbseg_jax.segmentation.segmenter import Segmenter
 
     Dinov2Model(Dinov2Config(image_size=518, patch_size=14)).save_pretrained(folder / "dinov2")

@@ -17,7 +17,7 @@ from fmbseg_jax import config as config_lib
 from fmbseg_jax.data import images, inputs
 from fmbseg_jax.data.inputs import ImageLike
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.methods.method import Dense
+from fmbseg_jax.methods.method import PatchMethod
 from fmbseg_jax.parallel.forks import check_process
 from fmbseg_jax.segmentation import batching
 from fmbseg_jax.segmentation import layout as sliding
@@ -69,7 +69,7 @@ class _Placed:
 class Looker:
     """A model that looks at images, before there are any words. Threads may share one."""
 
-    def __init__(self, dense: Dense, protocol: config_lib.Eval):
+    def __init__(self, dense: PatchMethod, protocol: config_lib.Eval):
         """Raises UserError where windows are not made of whole patches."""
         if protocol.window % dense.patch:
             raise UserError(

@@ -18,7 +18,7 @@ from fmbseg_jax.data.images import Reading
 from fmbseg_jax.data.inputs import ImageLike
 from fmbseg_jax.encoders.text_features import text_features
 from fmbseg_jax.errors import NotFiniteError, UserError
-from fmbseg_jax.methods.method import Dense
+from fmbseg_jax.methods.method import PatchMethod
 from fmbseg_jax.segmentation import batching
 from fmbseg_jax.segmentation import layout as sliding
 from fmbseg_jax.segmentation import similarities as comparing
@@ -88,7 +88,7 @@ class Segmenter:
     are kept: other words for the same image cost a comparison, not a look at the image.
     """
 
-    def __init__(self, dense: Dense, clip: str, clip_hash: str, protocol: config_lib.Eval):
+    def __init__(self, dense: PatchMethod, clip: str, clip_hash: str, protocol: config_lib.Eval):
         """Raises UserError where windows are not made of whole patches.
 
         Args:

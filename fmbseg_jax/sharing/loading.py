@@ -9,7 +9,8 @@ from typing import Any
 from fmbseg_jax import config as config_lib
 from fmbseg_jax.encoders import identity
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.methods.method import Aligned, ClipPatches
+from fmbseg_jax.methods.aligned import Aligned
+from fmbseg_jax.methods.maskclip import ClipPatches
 from fmbseg_jax.parallel import hosts
 from fmbseg_jax.pretrained import hub
 from fmbseg_jax.segmentation.segmenter import Segmenter

@@ -16,7 +16,7 @@ from flatbuffers.builder import BuilderSizeError
 from jax import Array
 
 from fmbseg_jax.errors import UserError
-from fmbseg_jax.methods.method import Dense
+from fmbseg_jax.methods.method import PatchMethod
 from fmbseg_jax.nn.similarity import similarities
 from fmbseg_jax.segmentation.layout import Layout
 from fmbseg_jax.vocabulary.classes import Classes
@@ -25,7 +25,7 @@ PLATFORMS = "cpu", "cuda", "tpu"
 
 
 def similarity_function(
-    dense: Dense, layout: Layout, text: np.ndarray, classes: Classes
+    dense: PatchMethod, layout: Layout, text: np.ndarray, classes: Classes
 ) -> Callable[[Array], Array]:
     """uint8 [b, H, W, 3] → float32 [b, H, W, K], as `Segmenter.similarities`, without resizing.
 
