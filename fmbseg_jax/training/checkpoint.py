@@ -21,7 +21,7 @@ from fmbseg_jax.io import machine, texts
 from fmbseg_jax.io.links import without_patterns
 from fmbseg_jax.parallel import agreement
 from fmbseg_jax.sharing.exports import check_shapes, digest
-from fmbseg_jax.training import batches as pipeline
+from fmbseg_jax.training.batches import Iterator, Reader, TrainBatches
 
 
 class Checkpoints:
@@ -82,7 +82,7 @@ class Checkpoints:
         self,
         step: int,
         state: Any,
-        batches: pipeline.Iterator | pipeline.Reader,
+        batches: Iterator | Reader,
         score: float | None = None,
     ) -> None:
         """Saves in the background; a save that a kill cuts short is never restored.
@@ -131,7 +131,7 @@ class Checkpoints:
         told = machine.sentence(error) or f"{reason}."
         return f"a checkpoint could not be saved in {self._folder}: {told}\n{last}"
 
-    def restore(self, state: Any, batches: pipeline.TrainBatches) -> tuple[Any, pipeline.Iterator]:
+    def restore(self, state: Any, batches: TrainBatches) -> tuple[Any, Iterator]:
         """The last whole checkpoint, and the batches from there on; else `state`, and all batches.
 
         Args:

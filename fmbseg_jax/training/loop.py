@@ -20,31 +20,31 @@ from fmbseg_jax.errors import UserError
 from fmbseg_jax.parallel import agreement, preemption
 from fmbseg_jax.parallel.mesh import distribute
 from fmbseg_jax.runs.progress import progress
-from fmbseg_jax.training import batches as pipeline
-from fmbseg_jax.training import log as logs
-from fmbseg_jax.training import step as training
+from fmbseg_jax.training.batches import Reader, TrainBatches
 from fmbseg_jax.training.checkpoint import Checkpoints
+from fmbseg_jax.training.log import MetricsLog, Pace
+from fmbseg_jax.training.step import Objective, TrainState, schedule, train_step
 from fmbseg_jax.training.validation import Validation
 
 _IN_FLIGHT = 2  # steps that the device has been given and has not done
 
 
 def fit(
-    state: training.TrainState,
-    batches: pipeline.TrainBatches,
+    state: TrainState,
+    batches: TrainBatches,
     text: Array,
     frozen: Any,
     *,
-    objective: training.Objective,
+    objective: Objective,
     mesh: Mesh,
     config: Train,
     workdir: Path,
     validation: Validation | None = None,
-) -> training.TrainState | None:
+) -> TrainState | None:
     """Trains from the last checkpoint in WORKDIR/checkpoints, or from `state`, to the last step.
 
     Args:
-      text, frozen: as for `training.train_step`, on all devices of the mesh.
+      text, frozen: as for `train_step`, on all devices of the mesh.
       validation: on `train.validate_on`, for process 0; the others have none.
 
     Returns:
@@ -63,12 +63,12 @@ def fit(
         state, iterator = checkpoints.restore(state, batches)
         stack.callback(iterator.close)
         first = int(state.step)
-        log = stack.enter_context(logs.MetricsLog(workdir / "metrics", first))
+        log = stack.enter_context(MetricsLog(workdir / "metrics", first))
         bar = stack.enter_context(progress(batches.steps, "train", first, unit="step"))
         if first:
             done = ", the last: nothing is left to train" if first == batches.steps else ""
             bar.write(f"Continuing from the checkpoint of step {first}{done}.")
-        reader, meter = pipeline.Reader(iterator), _Meter(config, batches.steps)
+        reader, meter = Reader(iterator), _Meter(config, batches.steps)
         losses: list[float] = []  # since the last checkpoint
 
         def stop(step: int) -> None:
@@ -84,7 +84,7 @@ def fit(
                     checkpoints.save(step - 1, state, reader)
                 stop(step - 1)
                 return None
-            state, metrics = training.train_step(
+            state, metrics = train_step(
                 state, distribute(mesh, batch), text, frozen, objective=objective
             )
             meter.add(step, metrics, patches=batch["labels"].shape[1])
@@ -146,15 +146,13 @@ class _Meter:
     """Gives the device steps without waiting for it, and later asks what came of them."""
 
     def __init__(self, config: Train, steps: int):
-        self.pace = logs.Pace()
-        self._images, self._rate = config.batch_size, training.schedule(config, steps)
+        self.pace = Pace()
+        self._images, self._rate = config.batch_size, schedule(config, steps)
         self._metrics: dict[int, dict[str, Array]] = {}
         self._running: collections.deque[Array] = collections.deque()
         self._compiled = False
 
-    def next(
-        self, reader: pipeline.Reader, given_up: Callable[[], bool]
-    ) -> dict[str, np.ndarray] | None:
+    def next(self, reader: Reader, given_up: Callable[[], bool]) -> dict[str, np.ndarray] | None:
         """The next batch, once the device has little left to do; None where `given_up` came first.
 
         While the batch is waited for the device may have nothing to do: the whole wait counts as
