@@ -106,7 +106,7 @@ def test_the_programs_run_where_only_the_package_is(installed, world, tmp_path):
 
 def test_every_shipped_config_is_found_where_only_the_package_is(installed):
     flags = [f"--config=configs/{path.name}" for path in sorted((ROOT / "configs").glob("*.py"))]
-    code = f"from fmbseg_jax.config_files import resolve; print(*resolve({flags}), sep='\\n')"
+    code = f"from fmbseg_jax.config.files import resolve; print(*resolve({flags}), sep='\\n')"
     found = installed("-c", code, program="python").splitlines()
     assert len(found) == len(flags) >= 4
     for given, path in zip(flags, found, strict=True):

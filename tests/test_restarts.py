@@ -220,7 +220,7 @@ def test_told_to_stop_while_a_batch_is_read(with_features, world, tmp_path):
     begin(tmp_path, with_features)
     slow = """
 import runpy, sys, time
-from fmbseg_jax.data import pipeline
+from fmbseg_jax.training import batches as pipeline
 stacked, read = pipeline._stacked, []
 def slow(*given):
     read.append(given)

@@ -18,6 +18,7 @@ from fmbseg_jax.encoders.text_features import TextFeatures
 from fmbseg_jax.errors import UserError
 from fmbseg_jax.parallel import hosts
 from fmbseg_jax.runs import home
+from fmbseg_jax.sharing import loading
 
 
 @pytest.mark.parametrize("program", ["label", "features", "app"])
@@ -54,7 +55,7 @@ def test_devices_are_asked_for_before_anything_is_loaded(world, tmp_path, monkey
     reason = "no TPU" if str(error) else "none was found"
     for start in (
         lambda: fmbseg_jax.load(export),
-        lambda: fmbseg_jax.loading.clip_patches(str(world.root / "clip"), None),
+        lambda: loading.clip_patches(str(world.root / "clip"), None),
         lambda: hosts.start_hosts("", 0, -1),
     ):
         with pytest.raises(UserError, match=rf"no device that it can use \({reason}\)\. Unset"):

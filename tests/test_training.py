@@ -406,9 +406,9 @@ def test_an_export_of_eight_devices_loads_on_one(tmp_path):
     exports.save_export(tmp_path / "export", exports.Export(params, model), "")
     code = f"""
 import jax, jax.numpy as jnp
-from fmbseg_jax import exported
+from fmbseg_jax.sharing import exports
 template = {{"kernel": jax.ShapeDtypeStruct((2, 3), jnp.float32)}}
-kernel = exported.load_export({str(tmp_path / "export")!r}, template)["kernel"]
+kernel = exports.load_export({str(tmp_path / "export")!r}, template)["kernel"]
 print(len(jax.devices()), kernel.sum(), len(kernel.devices()))
 """
     (tmp_path / "load.py").write_text(code)
