@@ -104,6 +104,7 @@ class Instead:
 INSTEAD = {
     r"make test": Instead("it would run itself; minutes", make_knows_it),
     r"make lock": Instead("wants a connection", make_knows_it),
+    r"make attack": Instead("takes a quarter of an hour", make_knows_it),
     r"python -m pytest tests/\w+\.py": Instead("runs anyway, beside this", is_there),
     r"pytest -m network": Instead("wants a connection", is_a_marker),
     r"python (train\.py|evaluate\.py|-m labelling)": Instead("a name", wants_its_flags),

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from fmbseg_jax.io import texts
-from fmbseg_jax.io.appending import append
+from fmbseg_jax.io.appending import append_lines
 
 State = list[list[int]]
 """Size in bytes, and time of change in nanoseconds, of each file."""
@@ -49,4 +49,4 @@ class Sources:
         """Writes down the state that something was made from, once it is on disk."""
         with self._lock:
             self._states[name] = found
-            append(self._path, f"{json.dumps([name, found])}\n".encode())
+            append_lines(self._path, f"{json.dumps([name, found])}\n".encode())

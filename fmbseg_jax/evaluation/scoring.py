@@ -21,7 +21,7 @@ from fmbseg_jax.datasets.folder import Benchmark
 from fmbseg_jax.errors import Notice, UserError
 from fmbseg_jax.evaluation import metrics
 from fmbseg_jax.io import files, texts
-from fmbseg_jax.io.appending import append
+from fmbseg_jax.io.appending import append_lines
 from fmbseg_jax.io.threads import in_order
 from fmbseg_jax.parallel import agreement
 from fmbseg_jax.runs.progress import progress
@@ -133,7 +133,7 @@ class Tally:
     def add(self, image: str, counts: Counts) -> None:
         """Writes down what was counted in an image."""
         self.found[image] = counts
-        append(self._path, f"{_line(image, counts)}\n".encode())
+        append_lines(self._path, f"{_line(image, counts)}\n".encode())
 
     def _read(self, path: Path) -> dict[str, Counts]:
         mark, _, data = path.read_bytes().partition(b"\n")

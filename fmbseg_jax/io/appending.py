@@ -40,15 +40,18 @@ def open_to_append(path: str | os.PathLike) -> BinaryIO:
     return open(descriptor, "ab+", buffering=0)
 
 
-def append(path: Path, data: bytes) -> None:
-    """Adds whole lines to the end of a file; what a full disk took of them is taken back.
-
-    Where a kill has cut the last line that was there, they begin on a new one.
-    """
+def append_lines(path: Path, data: bytes) -> None:
+    """As `append`, whole lines; where a kill has cut the last one, they begin on a new one."""
     with naming(path), open_to_append(path) as file:
         end = file.seek(0, os.SEEK_END)
-        if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
-            data = b"\n" + data
+        cut = end and os.pread(file.fileno(), 1, end - 1) != b"\n"
+    append(path, b"\n" + data if cut else data)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Adds to the end of a file, all or nothing: what a full disk took of it is taken back."""
+    with naming(path), open_to_append(path) as file:
+        end = file.seek(0, os.SEEK_END)
         try:
             while data:
                 data = data[file.write(data) :]
