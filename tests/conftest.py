@@ -113,13 +113,18 @@ class World:
         example.write_metadata(folder, example.PseudoLabel, sizes, 1, metadata)
 
 
+_attacks: dict[str, int] = {}
+
+
 @pytest.fixture(scope="session")
 def report():
-    """How many attacks there were of each kind; printed by `make attack`."""
-    counts = {}
-    yield counts
+    """How many attacks there were of each kind, for the end of `make attack`."""
+    return _attacks
+
+
+def pytest_terminal_summary(terminalreporter):
     if os.environ.get("ATTACK"):
-        print(f"\n\nattacks: {json.dumps(counts)}")
+        terminalreporter.write_line(f"attacks: {json.dumps(_attacks)}")
 
 
 @pytest.fixture(scope="session")
