@@ -7,6 +7,7 @@ image has.
 
 import contextlib
 import io
+import json
 import os
 import random
 import shutil
@@ -30,6 +31,7 @@ from fmbseg_jax.errors import UserError
 from fmbseg_jax.pretrained import weights
 from fmbseg_jax.sharing import exports
 from fmbseg_jax.training import checkpoint
+from fmbseg_jax.training.batches import TrainBatches
 from labelling.sam import checkpoint as sam_checkpoint
 
 TIMES = int(os.environ.get("ATTACK", "1"))
@@ -166,6 +168,25 @@ def test_an_export_is_what_was_written(world, tmp_path, report):
         with contextlib.suppress(UserError):
             assert exports.digest(exports.load_export(folder, params)) == expected
     report["damaged exports"] = SLOW
+
+
+@pytest.mark.parametrize("time", [-(10**30), -1, 10**25, "soon", [], 1.5])
+def test_a_checkpoint_of_no_time_is_set_aside(time, tmp_path):
+    """Orbax reads the times of all of them at once, and would stop at one."""
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, {"x": jnp.ones(3)}, iter(pipeline()))
+    checkpoints.close()
+    path = tmp_path / "2" / "_CHECKPOINT_METADATA"
+    facts = json.loads(path.read_text()) | {"commit_timestamp_nsecs": time}
+    path.write_text(json.dumps(facts))
+    opened = checkpoint.Checkpoints(tmp_path)
+    assert opened.last == 1 and (tmp_path / "2.damaged").exists()
+    opened.close()
+
+
+def pipeline():
+    return TrainBatches(4, lambda i: {"labels": np.zeros(2)}, seed=0, batch_size=2, epochs=1)
 
 
 def test_a_checkpoint_is_what_was_saved(tmp_path, report):

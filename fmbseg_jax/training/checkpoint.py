@@ -51,8 +51,8 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         if jax.process_index() == 0:
-            for step in filter(self._has_damaged_scores, self._steps()):
-                self._move_aside(step, "its scores are no JSON")
+            for step in filter(self._has_damaged_facts, self._steps()):
+                self._move_aside(step, "its scores or times cannot be read")
         agreement.wait_for_all("checkpoints opened")
         policy = ocp.checkpoint_managers
         best = policy.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
@@ -213,16 +213,17 @@ class Checkpoints:
         """Of all checkpoints that are whole, ascending."""
         return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
 
-    def _has_damaged_scores(self, step: int) -> bool:
-        """Whether Orbax, which reads all scores at once, would stop at those of a checkpoint."""
-        path = self._path / str(step) / "metrics" / "metrics"
+    def _has_damaged_facts(self, step: int) -> bool:
+        """Whether Orbax, which reads those of all checkpoints at once, would stop at one."""
+        folder = self._path / str(step)
+        scores, times = folder / "metrics" / "metrics", folder / "_CHECKPOINT_METADATA"
         try:
-            texts.read_json(path, {str: float}, "")
-        except UserError:
+            if scores.exists():
+                texts.parse(scores.read_bytes(), {str: float})
+            known = texts.parse(times.read_bytes(), _TIMES) if times.exists() else {}
+        except ValueError:
             return True
-        except FileNotFoundError:  # it has none
-            return False
-        return False
+        return any(not 0 <= (known.get(name.rstrip("?")) or 0) < _LAST for name in _TIMES)
 
     def _restore_arguments(self, step: int, state: Any) -> Any:
         state_path = Path(str(step), "state")
@@ -238,6 +239,11 @@ class Checkpoints:
         self.wait()
         self._manager.close()
         self._open_path.close()
+
+
+_TIMES = {"init_timestamp_nsecs?": int | None, "commit_timestamp_nsecs?": int | None}
+_LAST = 4_000_000_000 * 10**9
+"""A time in nanoseconds since 1970 that no checkpoint has: the year 2096."""
 
 
 def _digest_of_json(value: Any) -> str:
