@@ -116,7 +116,7 @@ def test_a_wrong_field_is_answered_with_the_nearest(tmp_path):
 )
 def test_what_the_system_refuses_comes_with_advice(tmp_path, number, advice):
     (tmp_path / "program.py").write_text(
-        "import errno\nfrom fmbseg_jax import program\n"
+        "import errno\nfrom fmbseg_jax.runs import program\n"
         f"def main(): raise OSError(errno.{number}, 'No', 'out.png')\nprogram.run(main)"
     )
     result = run(tmp_path / "program.py", check=False, PYTHONPATH=str(ROOT))

@@ -197,7 +197,7 @@ def test_features_that_others_wrote_as_nan_are_not_trained_on(tmp_path, monkeypa
     patches[1, 2] = np.nan
     monkeypatch.setattr(example, "_check_features", lambda features: None)  # another program's
     write_features(tmp_path / "features", example.PatchFeatures, example.encode(features(patches)))
-    message = r"features of a\.png \(record 0 of .*-00000-of-00001\) are not finite: they hold NaN"
+    message = r"-00000-of-00001, record 0: The features of a\.png are not finite: they hold NaN"
     with pytest.raises(UserError, match=message):
         data.open_cached(tmp_path)
 

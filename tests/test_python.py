@@ -34,12 +34,12 @@ def segmenter(export):
 @pytest.fixture
 def looks(monkeypatch):
     """Counts how often a model looks at windows."""
-    seen, encode = [], image_features.windows.encode
+    seen, encode = [], image_features.batching.encode
 
     def counted(items, size, run):
         return encode(items, size, lambda *batch: seen.append(1) or run(*batch))
 
-    monkeypatch.setattr(image_features.windows, "encode", counted)
+    monkeypatch.setattr(image_features.batching, "encode", counted)
     return seen
 
 

@@ -58,7 +58,7 @@ def table_of(spec: VisionSpec) -> Table:
             entries |= dense(f"{ours}/mlp/up", f"{theirs}.mlp.fc1")
             entries |= dense(f"{ours}/mlp/down", f"{theirs}.mlp.fc2")
         entries |= norms_and_scales(ours, theirs)
-    kind = "dinov2_with_registers" if spec.registers else "table_of"
+    kind = "dinov2_with_registers" if spec.registers else "dinov2"
     return Table(entries, UNUSED, prefix=f"{kind}.")
 
 

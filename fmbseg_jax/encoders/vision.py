@@ -23,9 +23,9 @@ class VisionSpec:
     """Side of a patch in pixels."""
     grid: int
     """Side of the grid of patches that it was trained on."""
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    mean: tuple[float | int, ...] = (0.485, 0.456, 0.406)
     """Of the pixels in [0, 1], by channel; ImageNet's."""
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    std: tuple[float | int, ...] = (0.229, 0.224, 0.225)
     registers: int = 0
     """Learned tokens beside the class token, dropped at the end (Darcet et al. 2023)."""
     antialias: bool = False

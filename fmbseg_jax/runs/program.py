@@ -27,7 +27,7 @@ from fmbseg_jax.config import files
 from fmbseg_jax.errors import Notice, UserError
 from fmbseg_jax.io import machine
 from fmbseg_jax.io.spelling import printable
-from fmbseg_jax.runs import extras, home
+from fmbseg_jax.runs import extras, home, system  # noqa: F401 - on Windows, programs end here
 
 
 def define_config(workdir_required: bool = True) -> tuple[flags.FlagHolder, flags.FlagHolder]:

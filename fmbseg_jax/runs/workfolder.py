@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from etils import epath
 
 from fmbseg_jax.config import Config, flatten
-from fmbseg_jax.errors import UnsupportedSystem, UserError
+from fmbseg_jax.errors import UserError
 from fmbseg_jax.io import texts
 from fmbseg_jax.io.appending import open_to_append
 from fmbseg_jax.io.files import (
@@ -31,14 +31,7 @@ from fmbseg_jax.io.files import (
     write_atomically,
     write_json,
 )
-
-try:
-    import fcntl
-except ModuleNotFoundError:
-    raise UnsupportedSystem(
-        "FMbSeg runs on Linux and macOS; on Windows, in WSL: run `wsl --install`, and in it do as "
-        "on Linux."
-    ) from None
+from fmbseg_jax.runs.system import fcntl
 
 # Changing these changes speed, memory, what is watched or kept, never what is labelled or learnt.
 _FREE = {
