@@ -538,6 +538,16 @@ def test_what_is_typed_is_not_logged(export, photo):
     assert "MYSECRETWORD" not in output[0] and "A request has failed" in output[0]
 
 
+def test_a_fault_of_ours_is_not_the_visitors(capsys):
+    """Wherever it is in the package: the log has all of it."""
+    from fmbseg_jax.web import page
+
+    with pytest.raises(TypeError) as failed:
+        label_maps.encode(None)
+    assert page._refusal(failed.value)[0] == 500
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_one_look_that_fails_does_not_end_the_sweeper(monkeypatch):
     looks, ended = [], threading.Event()
 

@@ -181,7 +181,7 @@ def _refusal(error: Exception) -> tuple[int, str]:
         print(f"A request could not be answered. {machine.sentence(error)}", file=sys.stderr)
         return 507, "This server is short of room or memory. Try again later."
     frames = traceback.extract_tb(error.__traceback__)
-    if Path(frames[-1].filename).is_relative_to(Path(__file__).parent):  # a fault of ours
+    if Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1]):  # a fault of ours
         traceback.print_exception(error)
         return 500, "The page has failed; its log says why."
     print(f"A request was refused ({type(error).__name__}).", file=sys.stderr)
